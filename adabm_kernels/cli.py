@@ -1,7 +1,8 @@
-"""The command line: the parser of `adabm`, and what becomes of errors. The commands are in `commands/`.
+"""The command line: the parser of `adabm`, and the treatment of errors. The commands are in `commands/`.
 
-Exit status: 0 done; 1 failed while running; 2 wrong usage or bad input, nothing was computed; 130 interrupted.
-Errors are one sentence on stderr. torch is imported inside the commands only, so that `adabm --help` answers at once.
+The exit status is 0 where all was done, 1 where the command failed while it ran, 2 for wrong usage or bad input, where nothing was
+computed, and 130 after an interruption. An error is one sentence on stderr. Only the commands import torch, so that `adabm --help`
+answers at once.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ COMMANDS: dict[str, Any] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+    """Runs one command and returns its exit status."""
     if argv is None:
         argv = sys.argv[1:]
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up like Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM then cleans up like Ctrl-C
         _occupy_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may hold what the encoding does not
+            stream.reconfigure(errors="backslashreplace")  # file names may hold characters that the encoding lacks
     parser = _parser()
     if not argv:
         parser.print_help(sys.stderr)
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         status = error.status if isinstance(error, CommandError) else FAILED
         if isinstance(error, CommandError):
             message = str(error)
-        elif isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:  # of what is printed
+        elif isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:  # output cannot be printed
             return _unwritten(error)
         elif lacks_memory(error):
             message = "not enough memory"
@@ -84,22 +85,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _occupy_closed_streams() -> None:
-    """Lead descriptors 0 to 2 that are closed, as by a shell's >&- or under cron, to nowhere.
+    """Opens the null device on those of the descriptors 0 to 2 that are closed, as a shell's >&- or cron leaves them.
 
-    Else the next file that is opened would take such a number, and what libraries print would go into it. What is printed to a
-    closed stream is lost.
+    Otherwise the next file that is opened would take such a number, and whatever libraries print would go into it. Text that is
+    printed to a closed stream is lost.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-    if sys.stderr is None:  # print would take standard output for it
+            os.open(os.devnull, os.O_RDWR)  # this takes the lowest free number
+    if sys.stderr is None:  # print would write to standard output in its place
         sys.stderr = open(os.devnull, "w")
 
 
 def _flushed() -> int:
-    """The exit status once all of standard output is written: 1, after a sentence, where it cannot be."""
+    """Writes out all of standard output and returns the exit status: 0, or 1 after printing a sentence where it cannot be
+    written."""
     if sys.stdout is None:
         return 0
     try:
@@ -112,15 +114,16 @@ def _flushed() -> int:
 
 
 def _unwritten(error: OSError) -> int:
-    """The exit status where standard output cannot be written, after a sentence."""
+    """Prints a sentence that standard output cannot be written, and returns the exit status for this."""
     print(f"adabm: error: cannot write standard output: {error.strerror or error}", file=sys.stderr)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would try once more
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the interpreter would try to write once more
     return FAILED
 
 
 @contextmanager
 def _plain_warnings(quiet: bool) -> Iterator[None]:
-    """Warnings as one sentence too, without the line of source that Python shows; none where `quiet`."""
+    """Inside the context a warning is one sentence, without the line of source that Python shows. With `quiet` there are no
+    warnings."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"adabm: warning: {one_line(str(message))}\n"
     try:

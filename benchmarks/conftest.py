@@ -1,4 +1,4 @@
-"""Provenance of every benchmark: machine, commit, threads and versions go into the JSON beside the figures."""
+"""Adds the provenance of every benchmark to the JSON: machine, commit, threads and versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A dry run takes each value of each parameter once, but for sizes, which are all the same there."""
+    """In a dry run, takes each value of each parameter once. Sizes do not count, because all of them are the same there."""
     if not config.getoption("--dry-run"):
         return
     seen: set[tuple] = set()

@@ -16,7 +16,7 @@ START, END = "<!-- measured: made by benchmarks/report.py -->", "<!-- end of mea
 
 
 def groups(run: dict) -> dict[str, list[dict]]:
-    """Benchmarks by group, each group fastest first."""
+    """The benchmarks by group, with the fastest of each group first."""
     found: dict[str, list[dict]] = {}
     for bench in run["benchmarks"]:
         found.setdefault(bench["group"] or "other", []).append(bench)
@@ -53,7 +53,7 @@ def tables(run: dict) -> str:
 
 
 def figures(run: dict, folder: Path) -> None:
-    """docs/images/layer_by_bits.png and docs/images/network.png."""
+    """Draws docs/images/layer_by_bits.png and docs/images/network.png."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """What a backend can do.
+    """The abilities of a backend.
 
     device: the type of the devices whose tensors it computes on, or "any" for all that torch knows. packed_codes: it stores several
     codes in a byte (quantize.pack_codes). int16_features: it takes features of 16 bits (quantize.to_fixed). pixels: it writes

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 class Architecture:
     """An architecture of AMD.
 
-    lanes: of a wave, which is Triton's warp. shared: bytes of local data share that one workgroup can have. products: the
-    instructions that multiply int8: "mfma", "wmma", or "dot4" where there is no matrix unit. family, cards: their names in words.
+    lanes: the lanes of a wave, which is Triton's warp. shared: the bytes of local data share that one workgroup can have. products:
+    the instructions that multiply int8: "mfma", "wmma", or "dot4" where there is no matrix unit. family, cards: their names in
+    words.
     """
 
     family: str
@@ -38,5 +39,5 @@ ARCHITECTURES = {
 
 
 def short_name(gcn_arch_name: str) -> str:
-    """The part of a name that tells the instructions: "gfx942" of "gfx942:sramecc+:xnack-". The rest says how a card is set up."""
+    """The part of a name that tells the instructions: "gfx942" for "gfx942:sramecc+:xnack-". The rest says how a card is set up."""
     return gcn_arch_name.partition(":")[0]

@@ -1,8 +1,8 @@
-"""What all backends are called with and what they must offer: records of arguments, and the protocols of a backend's module.
+"""The arguments of all backends, and the functions that a backend must offer: records, and the protocols of a backend's module.
 
 The arguments have been checked by ops/checks.py: their types and shapes, that all tensors are on one device, and that outputs are
 dense or slices of channels. A call is made ready once, for all calls with the same settings and with tensors of the same sizes,
-strides, types and device. The function that this gives takes the tensors alone, and holds none between calls.
+strides, types and device. The result is a function that takes the tensors alone, and holds none between calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FEATURES = {"float32": torch.float32, "int16": torch.int16}  # how y and the res
 
 @dataclass(frozen=True)
 class Place:
-    """Which pixels a call writes: all without a depth, else those that a region picks by the depth of each tile.
+    """The pixels that a call writes: all of them without a depth, otherwise those that a region picks by the depth of each tile.
 
     depth: uint8 [N, rows, columns], or flat (`regions.Depths.values`). region: the numbers of a `regions.Region`.
     """
@@ -36,10 +36,11 @@ EVERYWHERE = Place()
 
 @dataclass(frozen=True)
 class Conv:
-    """What a convolution reads, as `ops.conv2d_out` describes it.
+    """The tensors and settings that a convolution reads, as `ops.conv2d_out` describes them.
 
-    features: one of FEATURES, the type of the residual and y. fraction: that of int16 features (quantize.to_fixed), else 0.
-    threads: those of the CPU library, 0 for as many as torch has. geometry: other than plain only on a backend with `any_geometry`.
+    features: the type of the residual and y, one of FEATURES. fraction: the fraction of int16 features (quantize.to_fixed), 0 for
+    float32. threads: the threads of the CPU library, 0 for as many as torch has. geometry: a geometry that is not plain needs a
+    backend with `any_geometry`.
     """
 
     x_q: torch.Tensor
@@ -101,7 +102,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where the results of a convolution go; at least one is given.
+    """The tensors that a convolution writes its results to; at least one is given.
 
     y: float32 or int16 features, int32 accumulators, or pixels of uint8. It may be the same tensor as the residual. Where it is not
     contiguous, it is a slice of the channels of wider features, and a residual then has its strides. y_q: uint8 codes.
@@ -113,7 +114,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Quantization:
-    """What a quantisation reads, as `ops.quantize_out` describes it. threads: as in `Conv`."""
+    """The tensors and settings that a quantisation reads, as `ops.quantize_out` describes them. threads: the same as in `Conv`."""
 
     x: torch.Tensor
     shift: torch.Tensor | None
@@ -143,7 +144,7 @@ class Target:
 
 @dataclass(frozen=True)
 class DepthRule:
-    """How `ops.tile_depths` gives tiles their depths. threads: as in `Conv`."""
+    """The rule by which `ops.tile_depths` gives tiles their depths. threads: the same as in `Conv`."""
 
     tile: int
     top: int
@@ -155,7 +156,7 @@ class DepthRule:
 
 @dataclass(frozen=True)
 class Packing:
-    """What decides the form of packed weights.
+    """The settings that decide the form of packed weights.
 
     The CPU library goes by the tile for each bit-width 2..8 and by the geometry (tiles.LayerPlan). GPU kernels go by the box filter
     and the factor of the PixelShuffle, and so does the CPU library where the geometry is not plain.
@@ -219,8 +220,8 @@ class RunResblock(Protocol):
 
 
 class Kernels(Protocol):
-    """What the module of every backend offers. Kernels are launched on the current stream of the tensors' device, and nothing but
-    `pack` waits for that stream."""
+    """The functions that the module of every backend offers. Kernels are launched on the current stream of the tensors' device, and
+    nothing but `pack` waits for that stream."""
 
     def pack(self, weight: torch.Tensor, packing: Packing) -> torch.Tensor:
         """uint8 of any shape, on the weights' device: what the convolution gets as `packed` for these int8 weights, which are [K,
@@ -249,18 +250,18 @@ class Kernels(Protocol):
 
 
 class ResidualBlocks(Protocol):
-    """What a backend with `residual_blocks` offers in addition."""
+    """The functions that a backend with `residual_blocks` offers in addition."""
 
     def why_not_resblock(self, *convs: tuple[torch.Tensor, bool]) -> str:
-        """Why two convolutions, each given as (int8 [K, R, S, C], box_filter), cannot run as one residual block; empty where they
-        can."""
+        """The reason why two convolutions, each given as (int8 [K, R, S, C], box_filter), cannot run as one residual block; ""
+        where they can."""
 
     def ready_resblock_out(self, first: Conv, second: Conv, to: Outputs) -> RunResblock:
         """See ops.resblock_out. The codes that `second` holds are not looked at, because the first convolution makes them."""
 
 
 class ManyGrids(Protocol):
-    """What a backend with `many_grids` offers in addition."""
+    """The function that a backend with `many_grids` offers in addition."""
 
     def quantize_many_out(self, x: torch.Tensor, targets: Sequence[Target], packed_codes: bool) -> None:
         """See ops.quantize_many_out."""

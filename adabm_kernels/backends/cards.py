@@ -1,4 +1,4 @@
-"""Which card a device is, and whether Triton's interpreter takes its place. Imports torch only when asked."""
+"""Tells which card a device is, and whether Triton's interpreter takes its place. Imports torch only when asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import amd
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter is on, as in tests: kernels then run on the CPU, very slowly."""
+    """Tells whether Triton's interpreter is on, as in tests. Kernels then run on the CPU, very slowly."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -1,4 +1,4 @@
-"""What a convolution costs on a GPU, counted from the kernels' tiles: nothing here was measured, and nothing asks a card.
+"""Counts what a convolution costs on a GPU, from the kernels' tiles. Nothing here was measured, and nothing asks a card.
 
 There are three counts for every pixel and bit-width, each divided by what a multiprocessor does in a clock: products on its tensor
 cores, padding included; bytes that reach it from L2; and bytes to and from its shared memory. The cost is the largest of the three,
@@ -111,7 +111,8 @@ def slices(shape: ConvShape, bits: int) -> int:
 
 
 def on_wgmma(shape: ConvShape) -> bool:
-    """Whether the CUDA library has a kernel of compute capability 9.0 for the layer (csrc/cuda/conv2d_sm90.cu, why_not_conv2d)."""
+    """Tells whether the CUDA library has a kernel of compute capability 9.0 for the layer (csrc/cuda/conv2d_sm90.cu,
+    why_not_conv2d)."""
     steps = -(-shape.channels // 32)
     enough = output_tiles(shape.outputs, shape.shuffle)[1] >= 48 and steps * shape.kernel_h * shape.kernel_w >= 9
     return not shape.unfolds and enough
@@ -187,8 +188,9 @@ def triton_work(capability: int, shape: ConvShape, bits: int) -> Work:
 
 
 def _warps(m: int, n: int, warps: int, capability: int) -> tuple[int, int]:
-    """How often each weight, and each code, is read from shared memory, which depends on how a tile is divided among warps
-    (Triton's layout of mma.sync with tiles of 16x8; on 9.0 warpgroups of four warps, which share their reads of the weights)."""
+    """Returns how often each weight and how often each code is read from shared memory. This depends on how a tile is divided among
+    warps (Triton's layout of mma.sync with tiles of 16x8; on 9.0 warpgroups of four warps, which share their reads of the
+    weights)."""
     if capability == 90:
         return warps // 4, 1
     along_m = along_n = 1
@@ -215,6 +217,6 @@ def clocks(backend: str, capability: int, shape: ConvShape) -> float:
 
 
 def described(backend: str, capability: int, shape: ConvShape) -> str:
-    """The clocks in words, with the name of what takes so long: "20.2 (tensor cores)"."""
+    """The clocks in words, with the name of the largest count: "20.2 (tensor cores)"."""
     limits = dict.fromkeys(each.limit for each in _by_bits(backend, capability, shape))
     return f"{clocks(backend, capability, shape):.3g} ({', '.join(limits)})"

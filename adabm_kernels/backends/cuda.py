@@ -26,7 +26,7 @@ from .call import (
 
 
 def _place(x: torch.Tensor) -> tuple[int, int]:
-    """Index of the device that holds x, and its current stream."""
+    """The index of the device that holds x, and its current stream."""
     if x.device.type != "cuda":
         raise RuntimeError(f"cuda: the tensors must be on a CUDA device, got {x.device}")
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream

@@ -14,13 +14,13 @@ OLDEST_CAPABILITY = (8, 0)  # the kernels use int8 instructions of tensor cores 
 
 
 def why_no_backend(device: str) -> str:
-    """Why no backend at all computes on tensors of a device; empty where one does."""
+    """The reason why no backend computes on tensors of a device; "" where one does."""
     kind = device.partition(":")[0]
     return "" if kind in KINDS else f"no kernel computes on {kind!r} devices, only on CPUs and CUDA devices"
 
 
 def why_no_gpu() -> str:
-    """Why torch can use no GPU here, of NVIDIA or AMD, both of which it calls "cuda"; empty where it can."""
+    """The reason why torch can use no GPU here, of NVIDIA or AMD, both of which it calls "cuda"; "" where it can."""
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:
@@ -42,7 +42,7 @@ def platform_name() -> str:
 
 
 def why_no_triton() -> str:
-    """Why Triton cannot be used at all, GPU or not; empty where it can."""
+    """The reason why Triton cannot be used at all, with a GPU or without; "" where it can."""
     found = triton_version()
     if found == "not installed":
         return "triton is not installed"
@@ -52,7 +52,8 @@ def why_no_triton() -> str:
 
 
 def why_not_triton(device: str | None) -> str:
-    """Why the Triton kernels cannot compute on tensors of a device (None: on any); empty where they can."""
+    """The reason why the Triton kernels cannot compute on tensors of a device, or on any tensors where it is None; "" where they
+    can."""
     if why_no_triton():
         return why_no_triton()
     if cards.interpreting():
@@ -98,7 +99,8 @@ def _why_not_on(index: int) -> str:
 
 
 def why_not_cuda(device: str | None) -> str:
-    """Why the CUDA library cannot compute on tensors of a device (None: on any); empty where it can."""
+    """The reason why the CUDA library cannot compute on tensors of a device, or on any tensors where it is None; "" where it
+    can."""
     import torch
 
     if torch.version.hip is not None:

@@ -1,7 +1,7 @@
-"""What cards do in a clock: the one table of these rates, with its sources. Nothing here was measured by this project.
+"""The rates of cards for each clock, in one table with its sources. Nothing here was measured by this project.
 
 An 8-bit rate is the data sheet's dense int8 operations a second / 2 / multiprocessors / boost clock, rounded to the power of two
-that is meant. Bytes from L2 are what published microbenchmarks read, not the width of the way (see L2).
+that is meant. Bytes from L2 are those that published microbenchmarks read, not the width of the way (see L2).
 """
 
 from __future__ import annotations

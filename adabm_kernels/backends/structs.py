@@ -10,7 +10,7 @@ import torch
 from .. import native
 from .call import ACTIVATIONS, FEATURES, Conv, DepthRule, Outputs, Packing, Quantization, dense, pitch
 
-# The field that y fills, by its type.
+# The field of the struct that y fills, by the type of y.
 _Y_FIELDS = {torch.float32: "y", torch.int16: "y", torch.int32: "y_acc", torch.uint8: "y_image"}
 
 

@@ -28,8 +28,8 @@ from .hooks import before_each_conv
 PROBES = 4  # random projections of the output that sensitivities are averaged over
 STEPS = 200  # steps of Adam on the logarithms of the factors, a few milliseconds each
 RATE = 0.05
-SHARPNESS = 24  # of the smooth maximum over channels, which is within 13 % of the largest where twenty are equal
-FLOOR = 1e-3  # extent that a channel without values is taken to have, as a share of the widest channel's
+SHARPNESS = 24  # the sharpness of the smooth maximum over channels, which is within 13 % of the largest where twenty are equal
+FLOOR = 1e-3  # the extent that a channel without values is taken to have, as a share of the widest channel's
 # the share of the noise of weights that is left once they are rounded together (calibration/rounding.py) and fine-tuned
 WEIGHTS = 0.05
 LEAST_SLOPE = 0.05  # the least slope of a PReLU whose channels are turned round, which becomes its inverse
@@ -38,7 +38,7 @@ MOST = 6.0  # the largest magnitude of the logarithm of a factor
 
 @dataclass(frozen=True)
 class _Layer:
-    """What is known of one quantised convolution in the float network.
+    """The statistics of one quantised convolution in the float network.
 
     read: classes of its input channels, int64 [C]. above, below: how far its input reaches above and below zero, the mean over
     images, float32 [C]. power: mean square of its input, [C]. at_input, at_output: the energy at the output of the network that
@@ -57,7 +57,7 @@ class _Layer:
     taps: int
 
     def with_turned(self, turned: list[int]) -> _Layer:
-        """The same record with the channels of these classes turned round."""
+        """A copy of this record with the channels of these classes turned round."""
         swapped = torch.isin(self.read, torch.tensor(turned, device=self.read.device, dtype=self.read.dtype))
         above, below = torch.where(swapped, self.below, self.above), torch.where(swapped, self.above, self.below)
         return replace(self, above=above, below=below)
@@ -209,7 +209,7 @@ def _set(layer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> N
 def _looked_at(
     model: SimulatedNetwork, classes: dict[str, tuple[int, ...]], batch: torch.Tensor, generator: torch.Generator
 ) -> list[_Layer]:
-    """What the float network shows of each quantised convolution on a batch, run one image at a time."""
+    """Collects the statistics of each quantised convolution while the float network runs a batch, one image at a time."""
     convs = {conv.name: conv for conv in model.quantized_convs()}
     nodes = {node.key: node for node in model.graph.nodes if isinstance(node, Conv) and node.key in convs}
     sums: dict[str, dict[str, torch.Tensor]] = {name: {} for name in convs}

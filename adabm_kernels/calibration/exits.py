@@ -25,14 +25,14 @@ from .made import made_pictures
 KERNEL = 7  # pixels a side of the filter; one of 5 lies 0.4 dB further from the float network
 PIXELS = 120_000  # pixels that are looked at: a few per cent of what fine-tuning computes
 INNER = 32  # pixels a side of a crop that are looked at, about: more of them would be much alike
-BORDER = 8  # pixels along the edges of a crop that are not looked at: there the float network sees the end of the crop
+BORDER = 8  # pixels along the edges of a crop that are not looked at, because the float network sees the end of the crop there
 BATCH = 8  # crops of one forward pass
 CLASSES = 10  # classes of detail, each of equally many tiles
 MARGIN = 0.8  # share of the threshold at which nothing is lost here, because the edges of unseen pictures differ
 CLASS_LOSS = 0.05  # dB by which a class of detail may lie further from the float network than without the exit
 ROUNDS = 6  # rounds of reweighting
-RIDGE = 1e-6  # relative to the squares of the inputs
-LARGEST = 127  # the largest weight of 8 bits, and of the taps in units
+RIDGE = 1e-6  # the ridge term, relative to the squares of the inputs
+LARGEST = 127  # the largest magnitude of a weight of 8 bits, and of a tap in units
 UNITS = 7 / 8  # the least unit that is tried, as a share of the largest that fits
 MOST_MOVES = 1000  # the most moves of units between rounded taps
 
@@ -60,8 +60,11 @@ class Crop:
 
 @dataclass(frozen=True)
 class Tiles:
-    """What is known of each tile, float64 [tiles]. bend: the largest bend. detail: the mean absolute gradient. network, exit: the
-    mean squared distance from the float network of the network with few bits, and of the exit's filter."""
+    """The measurements of each tile, float64 [tiles].
+
+    bend: the largest bend. detail: the mean absolute gradient. network, exit: the mean squared distance from the float network, of
+    the network with few bits and of the exit's filter.
+    """
 
     bend: torch.Tensor
     detail: torch.Tensor
@@ -295,7 +298,7 @@ def _moved(numbers: torch.Tensor, exact: torch.Tensor, unit: int, square: torch.
 
 
 def measure_tiles(crops: Sequence[Crop], network: ConvertedNetwork, parameters: ExitParameters) -> Tiles:
-    """What is known of the tiles of the crops, with the network at full depth."""
+    """Measures the tiles of the crops, with the network at full depth."""
     found = []
     for crop, y in _outputs(crops, network, parameters.scale):
         wanted, filtered = crop.y.clamp(0, 255), F.pixel_unshuffle(exit_output(parameters, crop.x[None])[0], parameters.scale)

@@ -35,7 +35,8 @@ def image_thresholds(images: Sequence[torch.Tensor], config: ConvertConfig) -> t
 
 
 def layer_offsets_by_deviation(deviations: Mapping[str, list[float]], percentile: float) -> dict[str, int]:
-    """-1 and +1 for the layers whose mean standard deviation lies outside the percentiles of all layers (AdaBM, section 3.2)."""
+    """The offset of each layer by name: -1 where its mean standard deviation lies below the percentiles of all layers, +1 where it
+    lies above them, and 0 elsewhere (AdaBM, section 3.2)."""
     if not deviations:
         return {}
     means = {name: float(np.mean(values)) for name, values in deviations.items()}

@@ -43,8 +43,11 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Crop:
-    """A crop of a picture. hr: float32 [3, s*h, s*w] in 0..255. lr: the shrunk crop, [1, 3, h, w]. error: that of bicubic, squared,
-    for each pixel. noise: whether bicubic leaves so much of the crop that it is no reference."""
+    """A crop of a picture.
+
+    hr: float32 [3, s*h, s*w] in 0..255. lr: the shrunk crop, [1, 3, h, w]. error: the squared error of bicubic for each pixel.
+    noise: whether bicubic misses so much of the crop that it is no reference.
+    """
 
     hr: torch.Tensor
     lr: torch.Tensor
@@ -65,7 +68,7 @@ class WrongReading(ValueError):
         super().__init__(f"calibrate: {self.sentence(f'with {remedy}', 'check=False')}")
 
     def sentence(self, remedy: str, anyway: str) -> str:
-        """What is wrong, in a sentence. remedy: how to get the suggested reading. anyway: how to go on without the check."""
+        """A sentence that says what is wrong. remedy: how to get the suggested reading. anyway: how to go on without the check."""
         achieved = f"{self.psnr:.1f} dB where bicubic has {self.bicubic:.1f}"
         found = f"upscaling shrunk ones of these pictures, the float network has {achieved}"
         if self.suggested is None:
@@ -138,14 +141,15 @@ def _others(state_dict: Mapping[str, Any], found: Detected) -> list[tuple[Detect
 
 
 def _changed(reading: tuple, found: Detected) -> int:
-    """How many parts of a reading differ from those of what was found."""
+    """The number of parts in which a reading differs from the one that was found."""
     own = found.convention
     said = (found.spec.res_scale, own.rgb_range, own.mean_shift, own.channel_order)
     return sum(a != b for a, b in zip(reading, said, strict=True))
 
 
 def _fingerprint(state_dict: Mapping[str, Any], found: Detected) -> tuple:
-    """What tells two readings apart: the spec, and all that a reading changes in the first and last convolution."""
+    """A key that is equal for readings of the same network: the spec, and all that a reading changes in the first and last
+    convolution."""
     state = to_float_state(state_dict, found)
     ends = [conv.name for conv in (found.spec.convs()[0], found.spec.convs()[-1])]
     return found.spec, *(value.numpy().tobytes() for key, value in state.items() if key.startswith(tuple(ends)))

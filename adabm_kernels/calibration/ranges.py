@@ -89,10 +89,10 @@ def sample(x: torch.Tensor) -> torch.Tensor:
 
 
 def set_weight_ranges(model: SimulatedNetwork) -> None:
-    """Chooses the range of every weight by the settings of the network.
+    """Sets the range of every weight in the way that the settings of the network name.
 
-    As published, the search for least squared error starts at the largest (not the largest absolute) weight and quantises with the
-    base bit-width, even in the 8-bit layers.
+    In the published way, the search for the least squared error starts at the largest weight (not the largest magnitude) and
+    quantises with the base bit-width, even in the 8-bit layers.
     """
     config: ConvertConfig = model.config
     for conv in model.quantized_convs():
@@ -161,9 +161,9 @@ def search_ranges(model: SimulatedNetwork, batch: torch.Tensor) -> None:
     """Sets, layer by layer, the two ends of the range with the least squared error at the layer's bits, on the layer's input in the
     quantised network.
 
-    Each end is searched with the other held, twice. The first convolution of the network keeps its range, that of pixels. That of
-    the upsampler, whose input has rare large values, is searched like the others. Those behind it keep the observed range, except
-    in a network whose channels have factors.
+    Each end is searched with the other held, twice. The first convolution of the network keeps its range, which is that of pixels.
+    The range of the upsampler, whose input has rare large values, is searched too. The convolutions behind the upsampler keep the
+    observed range, except in a network whose channels have factors.
     """
 
     def search(conv: SimulatedConv2d, x: torch.Tensor) -> None:

@@ -64,7 +64,7 @@ def _kept_float(spec: GraphSpec, state: dict[str, torch.Tensor], module: nn.Modu
         ours, theirs = tree_leaves(network(x)), tree_leaves(module(x.clone()))
     for one, other in zip(ours, theirs, strict=True):
         alike = one.shape == other.shape
-        if alike and other.numel() and other.isfinite().all():  # what is not finite, calibration names
+        if alike and other.numel() and other.isfinite().all():  # calibration raises an error for outputs that are not finite
             alike = float((one - other).abs().max()) <= TOLERANCE * max(float(other.abs().max()), 1e-30)
         if not alike:
             raise ValueError(f"trace: the graph of {type(module).__name__} computes something else than the module")

@@ -16,7 +16,7 @@ from .common import STDOUT
 
 BITS = ("auto", *map(str, range(2, 9)))
 DEPTHS = ("auto", "full")  # a depth may also be a number of blocks
-MAX_PIXELS = 178_956_970  # equals images.MAX_PIXELS, whose module would load numpy
+MAX_PIXELS = 178_956_970  # equals images.MAX_PIXELS; importing that module would load numpy
 _STANDARD_INPUT = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")  # other names of "-"
 _WHOLE = re.compile(r"[0-9]{1,19}")  # at most as many digits as 64 bits hold
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
@@ -26,7 +26,7 @@ _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 def add_windows(
     parser: argparse.ArgumentParser, tile: str = "48 radii of the receptive field, less where memory asks for it"
 ) -> None:
-    """Adds the options about cutting a picture into windows. tile: their default size, in words."""
+    """Adds the options about cutting a picture into windows. tile: the default size of windows, in words."""
     add = parser.add_argument
     add(
         "--window",
@@ -65,7 +65,10 @@ def add_windows(
 
 
 def add_model(parser: argparse.ArgumentParser, others: str, device: bool = True) -> None:
-    """A model, and how and where it is computed. others: in words, what else than a built-in model it may be."""
+    """Adds the options that choose a model, and how and where it is computed.
+
+    others: what --model takes beside the name of a built-in model, in words. device: whether to add --device.
+    """
     parser.add_argument(
         "--model",
         metavar="NAME|PATH",
@@ -99,7 +102,7 @@ def add_model(parser: argparse.ArgumentParser, others: str, device: bool = True)
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for what float weights do not tell about their network (weights.py)."""
+    """Adds the options for properties of a network that its float weights do not tell (weights.py)."""
     group = parser.add_argument_group("float weights, where they do not tell it themselves")
     add = group.add_argument
     add("--res-scale", metavar="R", type=number(0), help="residual scale: 0.1 for the largest EDSR (default: 1)")
@@ -125,7 +128,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def add_existing(parser: argparse.ArgumentParser) -> None:
-    """Adds the option for an output that exists already, for commands with one output."""
+    """Adds the option that says what to do about an output that exists already, for commands with one output."""
     parser.add_argument(
         "--existing",
         choices=("replace", "refuse"),
@@ -138,12 +141,12 @@ def add_existing(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
-    """For commands that write no report into a file."""
+    """Adds --json to a command that writes no report into a file."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def add_json_file(parser: argparse.ArgumentParser) -> None:
-    """For commands whose report may be kept."""
+    """Adds --json to a command whose report can be written into a file."""
     parser.add_argument(
         "--json",
         metavar="F",
@@ -155,7 +158,8 @@ def add_json_file(parser: argparse.ArgumentParser) -> None:
 
 
 class Output(argparse.Action):
-    """A path, and whether it is written as a folder, with a slash at its end, which paths do not keep."""
+    """Stores a path as `output`, and in `output_is_folder` whether it was written with a slash at its end, which a Path does not
+    keep."""
 
     def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, value: Any, option: str | None = None) -> None:
         args.output = STDOUT if value in _STANDARD_OUTPUT else Path(value)
@@ -163,38 +167,38 @@ class Output(argparse.Action):
 
 
 def input_path(text: str) -> Path:
-    """A path that is read, `STDOUT` for every name of standard input."""
+    """The type of a path that is read. It is `STDOUT`, "-", for every name of standard input."""
     return STDOUT if text in _STANDARD_INPUT else path(text)
 
 
 def path(text: str) -> Path:
-    """A path, which must be named."""
+    """The type of a path. An empty text is refused."""
     return Path(named(text))
 
 
 def named(text: str) -> str:
-    """The text, which must not be empty."""
-    if not text:  # a shell variable that is not set gives an empty text; a path would take it for the current folder
+    """The type of a text that must not be empty."""
+    if not text:  # an unset shell variable gives an empty text, which Path would take for the current folder
         raise argparse.ArgumentTypeError("must name a file or a folder, got ''")
     return text
 
 
 def bits(text: str) -> str | int:
-    """ "auto" or 2..8."""
+    """The type of a bit-width: "auto" or an integer in 2..8."""
     if text not in BITS:
         raise argparse.ArgumentTypeError(f"must be 'auto' or an integer from 2 to 8, got '{text}'")
     return text if text == "auto" else int(text)
 
 
 def depth(text: str) -> str | int:
-    """ "auto", "full" or a number of blocks."""
+    """The type of a depth: "auto", "full" or a number of blocks."""
     if text not in DEPTHS and not _WHOLE.fullmatch(text):
         raise argparse.ArgumentTypeError(f"must be 'auto', 'full' or a number of blocks, got '{text}'")
     return text if text in DEPTHS else int(text)
 
 
 def memory(text: str) -> int:
-    """Bytes, of a size such as 1.5G or 800M."""
+    """The type of a size such as 1.5G or 800M, which becomes a number of bytes."""
     found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not found or float(found[1]) <= 0:
         raise argparse.ArgumentTypeError(f"must be a size such as 1.5G or 800M, got '{text}'")
@@ -202,8 +206,8 @@ def memory(text: str) -> int:
 
 
 def size(text: str) -> tuple[int, int]:
-    """Width and height, of WIDTHxHEIGHT."""
-    # Longer numbers cannot be meant; which is too large is checked later.
+    """The type of a size WIDTHxHEIGHT in pixels, which becomes (width, height)."""
+    # No picture has sides with more digits than these. Smaller sides that are too large are refused later.
     found = re.fullmatch(r"([1-9][0-9]{0,11})x([1-9][0-9]{0,11})", text)
     if not found:
         raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT such as 1920x1080, got '{text}'")
@@ -211,7 +215,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def integer(least: int, most: int | None = None) -> Callable[[str], int]:
-    """The type of an integer within these limits."""
+    """The type of an integer in least..most, where None means no upper limit."""
     rule = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def parse(text: str) -> int:
@@ -223,7 +227,7 @@ def integer(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def number(least: float, most: float = math.inf) -> Callable[[str], float]:
-    """The type of a finite number within these limits."""
+    """The type of a finite number in least..most."""
     rule = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
 
     def parse(text: str) -> float:
@@ -236,7 +240,7 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
 
 
 def mean_shift(text: str) -> str | tuple[float, ...]:
-    """ "none", "div2k" or a colour of three numbers in 0..1."""
+    """The type of a mean colour: "none", "div2k" or three numbers in 0..1."""
     if text in ("none", "div2k"):
         return text
     colour = tuple(float(part) if _NUMBER.fullmatch(part) else math.nan for part in text.split(","))
@@ -246,7 +250,7 @@ def mean_shift(text: str) -> str | tuple[float, ...]:
 
 
 def share(text: str) -> float:
-    """A number of at least 0 and below 1."""
+    """The type of a number of at least 0 and below 1."""
     value = number(0)(text)
     if value >= 1:
         raise argparse.ArgumentTypeError(f"must be a number of at least 0 and below 1, got '{text}'")

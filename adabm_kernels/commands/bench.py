@@ -64,7 +64,7 @@ def _tune(args: argparse.Namespace) -> dict[str, Any]:
 
     with stage(BAD_INPUT), Progress() as progress:
         if args.output is not None and args.output.exists():
-            tile_times.read(args.output)  # this keeps a file of something else from being replaced
+            tile_times.read(args.output)  # this raises where the file holds something else, so that it is not replaced
         isas = args.isa or [native.isa_chosen()]
         tables = {isa: measure_tiles(isa, progress) for isa in isas}
     path = args.output or tile_times.own_path()
@@ -144,7 +144,7 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _planned_by() -> str:
-    """Whose times are used to plan layers here, and which tiles these times leave out."""
+    """A sentence that names the times by which layers are planned here, and the tiles that these times leave out."""
     from .. import native
     from ..planning.tiles import TILES
     from ..planning.times import tile_times

@@ -1,18 +1,18 @@
-"""What the commands say about residual blocks: what their features are held in, and where none was computed, as the picture is easy
-there."""
+"""The words of the commands about residual blocks: how their features are stored, and where no block was computed because the
+picture is easy there."""
 
 from __future__ import annotations
 
 from typing import Any
 
-MOST_FIXED = 2**15 - 1  # as in quantize.py, which would import torch
+MOST_FIXED = 2**15 - 1  # the same as in quantize.py, which would import torch
 
 
 def block_rows(share: float | None, with_zeros: float | None, depth: str | int, more: str = "") -> list[tuple[str, str]]:
-    """Rows of a table, none for a network that leaves out no blocks.
+    """The rows of a table about computed blocks. There are none for a network that never leaves out blocks.
 
-    share: of the pixels that had blocks computed. with_zeros: mean bits, those without counted as 0. depth: as it was asked for.
-    more: what else is to be said of both.
+    share: the share of the pixels whose blocks were computed. with_zeros: mean bits, where pixels without blocks count as 0. depth:
+    the depth that was asked for. more: words that are added to both rows.
     """
     if share is None or with_zeros is None:
         return []
@@ -21,8 +21,8 @@ def block_rows(share: float | None, with_zeros: float | None, depth: str | int, 
 
 
 def exit_in_words(found: dict[str, Any] | None) -> str:
-    """In which tiles a model computes no blocks, in words. found: the entry of the exit in its file, tile and threshold; None for a
-    model without one."""
+    """A phrase that says in which tiles a model computes no blocks. found: the entry "exit" of the model's file, with the side and
+    the threshold of a tile; None for a model without an exit."""
     if found is None:
         return "none, all blocks are computed everywhere"
     side, levels = found["tile"], found["threshold"]
@@ -30,7 +30,8 @@ def exit_in_words(found: dict[str, Any] | None) -> str:
 
 
 def residual_in_words(fraction: int | None) -> str:
-    """How the features that pass the blocks by are held, in words. fraction: as in a model's file, None for floats."""
+    """A phrase that says how features that pass the blocks by are stored. fraction: the one in the model's file, None for
+    float32."""
     if fraction is None:
         return "float32"
     unit = f"1/{2**fraction}" if fraction > 0 else f"{2**-fraction}"
@@ -38,7 +39,7 @@ def residual_in_words(fraction: int | None) -> str:
 
 
 def percent(share: float) -> str:
-    """ "71 %"; 0 and 100 only where it is nothing or all."""
+    """A share as "71 %". It is "0 %" or "100 %" only where the share is exactly 0 or 1."""
     return f"{100 * share:.0f} %" if share in (0, 1) else f"{min(max(round(100 * share), 1), 99)} %"
 
 

@@ -1,4 +1,4 @@
-"""`adabm calibrate`: float weights and pictures in, a converted model out."""
+"""`adabm calibrate`: makes a converted model from float weights and pictures."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ CONFIG_OPTIONS = (
 )  # named as in ConvertConfig
 TUNING_OPTIONS = ("tolerance", "candidates")  # named as in BestTuning
 CHECKED_PICTURES = 16  # the most pictures that the final PSNR is measured on
-CHECKED_SIDE = 96  # low-resolution pixels a side of each at most, from its middle
-OWN_PICTURES = 100  # the most pictures that are also looked at before they are shrunk
-OWN_SIDE = 192  # pixels a side of each at most, from its middle
-FEW_PICTURES = 16  # with fewer, single pictures decide the percentiles that image thresholds are taken from
+CHECKED_SIDE = 96  # the most low-resolution pixels a side of each; larger ones are cut to their middle
+OWN_PICTURES = 100  # the most pictures of which a part is also looked at before they are shrunk
+OWN_SIDE = 192  # the most pixels a side of such a part, from the middle of its picture
+FEW_PICTURES = 16  # with fewer, single pictures decide the percentiles from which image thresholds are taken
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -260,7 +260,7 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """Refuse options that suit no network, before anything is read."""
+    """Refuses options that suit no network, before anything is read."""
     try:
         _config(args, sharpens=True)
     except ValueError:
@@ -268,7 +268,8 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace, sharpens: bool) -> ConvertConfig:
-    """The settings, with what is wrong with them said in the names of the options. sharpens: NetworkSpec.sharpens."""
+    """The settings of the calibration. An error in them names the option at fault. sharpens: NetworkSpec.sharpens of the
+    network."""
     from ..config import BestTuning, ConvertConfig
 
     usual = _usual(args, sharpens)
@@ -293,7 +294,7 @@ def _config(args: argparse.Namespace, sharpens: bool) -> ConvertConfig:
 
 
 def _usual(args: argparse.Namespace, sharpens: bool) -> dict[str, Any]:
-    """What is filled in for options that were not given. An option that chooses bits by layer asks for such bits."""
+    """The values of options that were not given. An option that chooses bits by layer also turns such bits on."""
     from ..config import usual_settings
 
     by_layer = args.target_bits is not None or args.objective == "latency" or args.start is not None
@@ -309,7 +310,7 @@ def _device(name: str) -> str:
 
 
 def _float_state(args: argparse.Namespace) -> tuple[dict[str, Any], Detected]:
-    """(the checkpoint, what the network in it is)"""
+    """Returns two values: the checkpoint, and the network that was recognised in it."""
     from ..checkpoint import is_converted
     from ..importers.reading import read_known
     from ..networks.detect import detect
@@ -329,7 +330,7 @@ def _float_state(args: argparse.Namespace) -> tuple[dict[str, Any], Detected]:
 
 
 def _start(path: Path) -> ConvertedNetwork:
-    """The converted model whose bit maps are taken over."""
+    """Loads the converted model whose bit maps are taken over."""
     from ..checkpoint import load
 
     try:
@@ -339,9 +340,10 @@ def _start(path: Path) -> ConvertedNetwork:
 
 
 class _Pictures:
-    """The low-resolution pictures, read one at a time and checked. Afterwards: `middles`, a crop of each, and a digest of all.
+    """The low-resolution pictures, which are read one at a time and checked.
 
-    files: those in use; count: of all there are, which the digest is of. parts: a part of some before they were shrunk.
+    files: the pictures in use. count: the number of all pictures. Reading fills the others. middles: a crop of each picture. parts:
+    crops of some pictures from before they were shrunk. digest: a digest of all pictures.
     """
 
     def __init__(self, files: list[Path], downscale: float):
@@ -368,11 +370,11 @@ class _Pictures:
         self.digest = digest.hexdigest()
 
     def own_resolution(self) -> Iterator[torch.Tensor]:
-        """Parts of the pictures as they are; once these have been read."""
+        """Yields the parts of pictures that were kept in their own resolution. The pictures must have been read before."""
         yield from map(_tensor, self.parts)
 
     def most_informative(self, count: int) -> list[torch.Tensor]:
-        """The images that cover the set best (calibration/images.py). The others are left out from here on."""
+        """Returns the `count` images that cover the set best (calibration/images.py), and leaves out all others from then on."""
         from ..calibration.images import most_informative
 
         with stage(BAD_INPUT):
@@ -384,7 +386,7 @@ class _Pictures:
         return [pictures[i] for i in chosen]
 
     def _read(self, path: Path) -> np.ndarray:
-        """uint8 [H, W, 3]"""
+        """Reads a picture as uint8 [H, W, 3]. Raises ValueError where it is too small."""
         from ..calibration.images import MIN_SIDE
         from ..images import read_image
 
@@ -404,7 +406,7 @@ class _Pictures:
             return rgb
         h, w = rgb.shape[:2]
         if float(factor).is_integer():
-            # Whole low-resolution pixels: the last ones would else be made of less.
+            # Only whole low-resolution pixels are kept, because those at the edge would otherwise be made of fewer pixels.
             rgb = rgb[: int(h // factor * factor), : int(w // factor * factor)]
         return imresize(rgb, 1 / factor)
 
@@ -415,13 +417,13 @@ def _middle(rgb: np.ndarray, side: int) -> np.ndarray:
 
 
 def _tensor(rgb: np.ndarray) -> torch.Tensor:
-    """uint8 [1, 3, H, W]"""
+    """A picture [H, W, 3] as a tensor uint8 [1, 3, H, W]."""
     import torch
 
     return torch.from_numpy(rgb.transpose(2, 0, 1).copy())[None]
 
 
-# ---- what is kept and said
+# ---- what is stored and printed
 
 
 def _how_to_continue(args: argparse.Namespace, kept: Path) -> str:
@@ -433,7 +435,7 @@ def _how_to_continue(args: argparse.Namespace, kept: Path) -> str:
 def _provenance(
     args: argparse.Namespace, pictures: _Pictures, threads: int, device: torch.device, report: dict[str, Any]
 ) -> dict[str, Any]:
-    """All that a run with these settings (`ConvertConfig`) needs to be repeated, without the paths of this machine."""
+    """Everything that is needed to repeat a run, the settings (`ConvertConfig`) aside and without paths of this machine."""
     from ..importers.reading import files_of
 
     digest = hashlib.sha256()
@@ -502,7 +504,7 @@ def _report(
 
 
 def _psnr_to_float(model: ConvertedNetwork, pictures: list[torch.Tensor]) -> float:
-    """Mean over the pictures of the PSNR in dB, RGB in 0..255, both outputs clamped and not rounded."""
+    """The mean over the pictures of the PSNR to the float network in dB: RGB in 0..255, both outputs clamped and not rounded."""
     from ..evaluate import run
     from ..evaluation.metrics import psnr
 
@@ -519,7 +521,7 @@ def _residual(found: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _equalized(found: dict[str, float] | None) -> list[tuple[str, str]]:
-    """The rows of the table about factors on channels."""
+    """The rows of the table about the factors on channels."""
     if found is None:
         return []
     gain = 10 * math.log10(max(found["before"], 1e-30) / max(found["after"], 1e-30))
@@ -527,7 +529,7 @@ def _equalized(found: dict[str, float] | None) -> list[tuple[str, str]]:
 
 
 def _easy_tiles(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """The rows of the table about the exit, where one was looked for."""
+    """The rows of the table about the exit. There are none where no exit was looked for."""
     if found is None:
         return []
     said = f"none: {found['why']}" if "why" in found else "none"
@@ -539,7 +541,7 @@ def _easy_tiles(found: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _suited(args: argparse.Namespace, config: ConvertConfig, sharpens: bool) -> str:
-    """In words, what was filled in because the network sharpens; "" for nothing."""
+    """A phrase that names the settings which were chosen because the network sharpens; "" where there are none."""
     others, usual = _usual(args, sharpens=False), _usual(args, sharpens)
     filled = [name for name in ("weight_bits", "act_bits", "steps") if getattr(args, name) is None and usual[name] != others[name]]
     words = [f"--{name.replace('_', '-')} {getattr(config, name)}" for name in filled]

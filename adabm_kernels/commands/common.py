@@ -1,4 +1,4 @@
-"""What the commands share: failures with an exit status, tables, JSON."""
+"""The parts that commands share: failures with an exit status, tables, and JSON."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..files import check_target, write_file
 
 _BAR = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]"
 BAD_INPUT, FAILED = 2, 1  # exit statuses
-STDOUT = Path("-")  # the FILE of --json that stands for standard output
-# Arguments of functions as their errors name them, that are options here.
+STDOUT = Path("-")  # the file name in --json that stands for standard output
+# Arguments of functions, by the names that their errors use, that are options of the commands.
 _ARGUMENTS = re.compile(
     r"^(?:max_memory|depth|graph|scale|width and height|width|height|fit)(?= must )"
     r"|(?<= where )(?:scale|width|height|fit)(?= is given)"
@@ -31,12 +31,12 @@ _WANT_OF_MEMORY = re.compile(
     r"allocate memory|failed to map segment|cannot (create|allocate) [\w ]*mapping|can't start new thread|std::bad_alloc"
     r"|out of memory"
 )
-_TORCH_BYTES = 640 << 20  # address space that torch for processors needs to be imported and to compute a little
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but tab and line feed
+_TORCH_BYTES = 640 << 20  # the address space that torch for CPUs needs to be imported and to compute a little
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters except tab and line feed
 
 
 class CommandError(Exception):
-    """A failure that is one sentence to the user, with the exit status it ends in."""
+    """A failure that the user sees as one sentence, with the exit status of the command."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -44,18 +44,19 @@ class CommandError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interruption after which the user should know something: one sentence."""
+    """An interruption, with one sentence that the user should know about it."""
 
 
 @contextmanager
 def stage(status: int, memory: str = "not enough memory", *, bad_input: int | None = None) -> Iterator[None]:
-    """Failures that users can cause become one sentence and this exit status.
+    """Inside the context a failure that users can cause becomes one sentence and this exit status.
 
-    memory: the sentence for want of memory. bad_input: the status of a ValueError or an unreadable file, where it is another.
+    memory: the sentence where memory does not suffice. bad_input: the status of a ValueError or an unreadable file, where it
+    differs from `status`.
     """
     try:
         yield
-    except BrokenPipeError:  # the reader has gone, so nobody is to be told
+    except BrokenPipeError:  # the reader of the output has gone, so there is nobody to tell
         raise
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         out_of_memory = lacks_memory(error)
@@ -69,7 +70,8 @@ def stage(status: int, memory: str = "not enough memory", *, bad_input: int | No
 
 
 def check_address_space() -> None:
-    """MemoryError where this process may have less address space than torch's libraries take, whose loader would abort it."""
+    """Raises MemoryError where the limit on address space leaves less than torch's libraries take. Their loader would abort the
+    process."""
     if os.name != "posix":
         return
     import mmap
@@ -84,11 +86,11 @@ def check_address_space() -> None:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error is want of memory or of address space, which torch and libvips report as RuntimeError, the loader of
-    libraries as ImportError or OSError, and threads as RuntimeError."""
+    """Tells whether an error means that memory or address space does not suffice. Torch, libvips and threads report this as
+    RuntimeError, the loader of libraries as ImportError or OSError."""
     causes: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and cause not in causes:  # an error may be raised from itself
+    while cause is not None and cause not in causes:  # an error may be its own cause
         if isinstance(cause, MemoryError) or _WANT_OF_MEMORY.search(str(cause)):
             return True
         causes.append(cause)
@@ -97,21 +99,22 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def as_options(message: str) -> str:
-    """The message of an error with options in place of the arguments of functions: "--max-memory must be"."""
+    """The message of an error, where options such as "--max-memory" stand in place of the arguments of functions."""
     return _ARGUMENTS.sub(lambda found: " and ".join(map(option, found[0].split(" and "))), message)
 
 
 def option(name: str) -> str:
-    """The option for an argument: "--rgb-range" for "rgb_range"."""
+    """The option that sets an argument: "--rgb-range" for "rgb_range"."""
     return f"--{name.replace('_', '-')}"
 
 
 class Progress:
-    """A bar on stderr with the time that is left, nothing where stderr is no terminal: called with (done, all, doing what)."""
+    """A progress bar on stderr with the remaining time; there is none where stderr is no terminal. It is called with the number of
+    finished steps, the number of all steps, and words for the work."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._bar: Any = None
-        self._off = True if quiet or sys.stderr is None else None  # a shell's 2>&- closes it
+        self._off = True if quiet or sys.stderr is None else None  # stderr is None where a shell's 2>&- closed it
 
     def __enter__(self) -> Progress:
         return self
@@ -124,7 +127,7 @@ class Progress:
         if self._bar is None:
             from tqdm import tqdm
 
-            # What was done before the first call is no measure of speed: a continued run starts far from zero.
+            # Steps before the first call do not count for the speed: a continued run starts far from zero.
             self._bar = tqdm(desc=what, total=total, initial=done, leave=False, disable=self._off, bar_format=_BAR)
         self._bar.set_description_str(what, refresh=False)
         self._bar.total = total
@@ -132,31 +135,31 @@ class Progress:
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """(what the call returns, the seconds it took)."""
+    """Makes a call and returns two values: its result, and the seconds that it took."""
     start = time.perf_counter()
     value = call()
     return value, time.perf_counter() - start
 
 
 def one_line(text: str) -> str:
-    """The text with every run of white space as one space, and `printable`."""
+    """The text with every run of white space as one space, after `printable`."""
     return printable(" ".join(text.split()))
 
 
 def printable(text: str) -> str:
-    """The text with control characters as escapes: what a file says may not steer a terminal."""
+    """The text with control characters as escapes, so that text from a file cannot steer a terminal."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def print_table(rows: Sequence[tuple[str, str]], indent: str = "", file: TextIO | None = None) -> None:
-    """Names and values in two columns, on standard output or in a file."""
+    """Prints names and values in two columns, on standard output or into a file."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(printable(f"{indent}{name:<{width}}  {value}".rstrip()), file=file)
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Any number of columns, the first aligned left and the others right; headings are rows like any other."""
+    """Prints any number of columns, the first aligned left and the others right. Headings are rows like any other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
         cells = [f"{first:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))]
@@ -165,7 +168,8 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def keeping_imports() -> Iterator[None]:
-    """For importing torch: what is made inside stays, and is never searched for garbage, a tenth of the import's time."""
+    """A context for importing torch. The garbage collector never searches objects that are made inside, which saves a tenth of the
+    time of the import."""
     gc.disable()
     try:
         yield
@@ -175,13 +179,13 @@ def keeping_imports() -> Iterator[None]:
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """The command as one types it into a shell."""
+    """The command as a user types it into a shell."""
     return shlex.join(["adabm", *argv])
 
 
 def check_json(path: Path | None, *others: str | os.PathLike | None) -> None:
-    """Raise now the OSError that writing the report would raise after the work; ValueError where it is one of the other files that
-    the command reads or writes."""
+    """Raises an OSError now that would otherwise come when the report is written, after all work. Raises ValueError where the path
+    is one of `others`, the files that the command reads or writes otherwise."""
     if path in (None, STDOUT):
         return
     check_target(path)
@@ -191,12 +195,12 @@ def check_json(path: Path | None, *others: str | os.PathLike | None) -> None:
 
 
 def to_json(report: dict[str, Any]) -> str:
-    """Indented JSON; infinite and undefined numbers, which JSON does not know, as null."""
+    """The report as indented JSON. Infinite and undefined numbers, which JSON does not know, become null."""
     return json.dumps(_finite(report), indent=2, allow_nan=False)
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
-    """`to_json` into a file, whole or not at all."""
+    """Writes `to_json` of a report into a file, which changes as a whole or not at all."""
     write_file(path, f"{to_json(report)}\n".encode())
 
 

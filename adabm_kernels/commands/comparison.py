@@ -1,4 +1,4 @@
-"""A converted model beside its float network on one picture: how much faster it is, and how far apart their outputs are."""
+"""Compares a converted model with its float network on one picture: how much faster it is, and how far apart their outputs are."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from ..images import Layout
     from ..upscaling.enlarge import Enlarger
 
-# Both models are repeated until one of these is reached; the median needs few runs, a large image long ones.
+# Both models are run again until one of these limits is reached. The median needs few runs, and a large image takes long.
 RUNS = 5
 SECONDS = 30.0
 
 
 def compare(network: Enlarger, float_model: Any, rows: np.ndarray, layout: Layout) -> dict[str, Any]:
-    """Time both models in turn on a whole picture, after one run of each to warm up, and measure how far their outputs are apart.
+    """Times both models in turns on a whole picture, after one run of each to warm up, and measures the distance of their outputs.
 
-    The float model gets what suits PyTorch best on a CPU, float32 in channels_last, and the same windows, and what both make is
-    resized alike; neither is interpolated where it is smooth. PSNR is over RGB in 0..255, both outputs clamped and not rounded.
-    rows: of the picture, [H, W, channels] of the layout's type.
+    The float model runs in the form that is fastest in PyTorch on a CPU, float32 in channels_last. Both models get the same
+    windows, both outputs are resized in the same way, and neither model interpolates smooth areas. PSNR is taken over RGB in 0..255
+    from outputs that are clamped and not rounded. rows: the picture, [H, W, channels] of the layout's type.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""`adabm eval`: the figures of a model on a folder of test pictures."""
+"""`adabm eval`: measures a model on a folder of test pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "measure a model on test pictures"
 
-PROTOCOLS = ("whole", "paper")  # those of evaluate.py, which imports torch
+PROTOCOLS = ("whole", "paper")  # the same as in evaluate.py, which would import torch
 CONVENTIONS = {
     "psnr_y": "dB, luma of ITU-R BT.601 in 16..235 as MATLAB's rgb2ycbcr, peak 255, scale pixels shaved, outputs rounded to 8 bits",
     "ssim_y": "mean over the same pixels, Gaussian window 11x11 with sigma 1.5 inside the picture, K1 0.01, K2 0.03",
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _protocol(text: str) -> str:
-    """A protocol by its name, or by its old name."""
+    """The type of a protocol, which may be given by its old name too."""
     return "paper" if text == "patch96" else text
 
 
@@ -113,7 +113,8 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace, threads: int, pictures: list[Path]) -> tuple[Any, str]:
-    """(the model, where it computes in words): a converted one, or the float network of a checkpoint, checked on the pictures."""
+    """Returns two values: the model, and where it computes, in words. The model is a converted one, or the float network of a
+    checkpoint, which is checked on the pictures."""
     from ..checkpoint import is_converted
     from ..evaluate import load_float
     from ..models import configure, load_model, model_path

@@ -1,4 +1,4 @@
-"""`adabm info`: what this machine can do, or what a model's file says of it."""
+"""`adabm info`: shows what this machine can do, or what the file of a model says."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def _of_machine() -> dict[str, Any]:
 
 
 def _gpu_convolutions() -> dict[str, dict[str, str]]:
-    """Where layers of usual shapes run on a GPU that both GPU backends can use, and why; empty elsewhere."""
+    """The backend that layers of usual shapes take on a GPU, with the reason. It is empty where not both GPU backends can use the
+    GPU."""
     from ..registry import GPU_BACKENDS, ConvShape, Problem, backends, choose
 
     found = backends()
@@ -107,13 +108,13 @@ def _of_model(name: str) -> dict[str, Any]:
         "built_in": name in builtin_models(),
         "bytes": path.stat().st_size,
         "convolutions": convs,
-        "exit": header.get("exit"),  # files from before there were exits have none
-        "fraction": header.get("fraction"),  # files from before features of 16 bits have none
+        "exit": header.get("exit"),  # files from before exits were introduced have none
+        "fraction": header.get("fraction"),  # files from before 16-bit features were introduced have none
     }
 
 
 def _bits_of(convs: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """How many convolutions have each bit-width."""
+    """The number of convolutions by their bit-width."""
     bits: dict[str, int] = {}
     for conv in convs.values():
         key = f"{conv['weight_bits']}-bit weights, {_act_bits(conv)}"
@@ -122,7 +123,7 @@ def _bits_of(convs: dict[str, dict[str, Any]]) -> dict[str, int]:
 
 
 def _of_file(report: dict[str, Any], read: Callable[[dict[str, Any]], Read]) -> Read:
-    """The result of `read` on a model's report. Anything wrong in the file is raised as one sentence."""
+    """Returns the result of `read` on a model's report. Anything wrong in the file is raised as one sentence."""
     from ..checkpoint import explained
 
     with stage(BAD_INPUT), explained(Path(report["path"])):
@@ -152,7 +153,7 @@ def _model_sections(report: dict[str, Any]) -> Sections:
 
 
 def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """How a model was made, and the command that makes it again."""
+    """The rows of a table that say how a model was made, with the command that makes it again."""
     made, config = report["provenance"], report["config"]
     options = {"weights": made["weights"]["file"], "images": made["images"]["folder"]}
     options |= {"downscale": made["downscale"] if made["downscale"] != 1 else None}
@@ -178,7 +179,7 @@ def _making(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _fixed(report: dict[str, Any]) -> bool | None:
-    """The option of `calibrate` that says whether bits are the same everywhere; None where it need not be given."""
+    """The option of `calibrate` that makes bits the same everywhere, or not; None where it need not be given."""
     from ..networks.known import SPECS
 
     if not report["config"].get("adaptive", True):
@@ -188,7 +189,8 @@ def _fixed(report: dict[str, Any]) -> bool | None:
 
 
 def _shown(spec: dict[str, Any]) -> dict[str, Any]:
-    """A network's hyper-parameters without a mean colour that it does not shift by; of a graph, how large it is."""
+    """The hyper-parameters of a network as they are shown. A mean colour that the network does not use is left out, and of a graph
+    only its size is shown."""
     if "definition" in spec:
         graph = spec["definition"]
         sizes = {"nodes": len(graph["nodes"]), "outputs": len(graph["outputs"])}

@@ -1,4 +1,4 @@
-"""The model of a command, loaded and set as its options ask for."""
+"""Loads the model of a command and sets it as the options ask."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @keeping_imports()
 def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
-    """The model as the options ask for it, and what a report says of it."""
+    """Returns two values: the model as the options ask for it, and what a report says about it."""
     import torch
 
     from ..models import configure, load_model
 
-    # The float model runs on torch's own threads: as many for one as for the other.
+    # The float model runs on torch's own threads, so both models get the same number.
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     model = load_model(args.model)
@@ -40,7 +40,7 @@ def load_network(args: argparse.Namespace) -> tuple[Patchwise, dict[str, Any]]:
 
 
 def load_enlarger(args: argparse.Namespace, size: Size) -> tuple[Enlarger, dict[str, Any]]:
-    """What `load_network` gives, for outputs of the size that the options ask for."""
+    """Returns two values as `load_network` does, for outputs of the size that the options ask for."""
     network, settings = load_network(args)
     from ..upscaling.enlarge import Enlarger
 

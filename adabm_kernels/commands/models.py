@@ -1,4 +1,4 @@
-"""`adabm models`: the built-in models and their figures."""
+"""`adabm models`: lists the built-in models and their figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pictures `adabm upscale` reads, and where each goes."""
+"""Finds the pictures that `adabm upscale` reads, and chooses a place for the output of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EXPANDS_PATTERNS = os.name == "nt"
 
 @dataclass(frozen=True)
 class Input:
-    """A picture to read. root: the folder on the command line that it was found in, None where it was named itself."""
+    """A picture to read. root: the folder on the command line in which it was found; None where the picture itself was named."""
 
     path: Path
     root: Path | None = None
@@ -35,7 +35,8 @@ class Input:
 
 @dataclass(frozen=True)
 class Planned:
-    """source, target: files, pipes or "-". format: the target's, a value of images.EXTENSIONS."""
+    """A picture and its output. source, target: a file, a pipe or "-". format: the format of the target, a value of
+    images.EXTENSIONS."""
 
     source: Path
     target: Path
@@ -44,8 +45,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done. failed: pictures that have no place to go, each with the error of the file system. skipped: how many have
-    an output already. earlier: inputs that are passed over, because they are outputs, each with the input that it was made of."""
+    """The pictures to upscale, and those that are not upscaled.
+
+    failed: pictures whose output has no place, each with the error of the file system. skipped: how many pictures have an output
+    already. earlier: inputs that are left out because they are outputs, each with the input that it was made of.
+    """
 
     pictures: list[Planned]
     failed: list[tuple[Planned, OSError]]
@@ -55,14 +59,16 @@ class Plan:
 
 @dataclass
 class Rest:
-    """What else the folders hold that the arguments name. passed_over: what looks like a picture. others: how many other files."""
+    """Files in the named folders that are not read. passed_over: those that look like pictures. others: the number of all other
+    files."""
 
     passed_over: list[PassedOver] = field(default_factory=list)
     others: int = 0
 
 
 def find_inputs(args: argparse.Namespace) -> tuple[list[Input], Rest]:
-    """The pictures that the arguments name, folders searched to the bottom. Raises ValueError for what cannot be meant."""
+    """The pictures that the arguments name. Folders are searched with all their subfolders. Raises ValueError for arguments that
+    cannot be meant."""
     rest = Rest()
     if STDOUT in args.inputs and len(args.inputs) > 1:
         raise ValueError(f"IN must be '-' alone for standard input, got {len(args.inputs)} inputs")
@@ -85,7 +91,8 @@ def find_inputs(args: argparse.Namespace) -> tuple[list[Input], Rest]:
 
 
 def _expanded(path: Path) -> list[Path]:
-    """The paths that a pattern stands for where shells leave that to the program, as those of Windows do; any other path itself."""
+    """The paths that match a pattern on systems such as Windows, whose shells leave this to the program. Any other path stands for
+    itself."""
     if not _EXPANDS_PATTERNS or not glob.has_magic(str(path)) or path.exists():
         return [path]
     return [Path(name) for name in sorted(glob.glob(str(path)))] or [path]
@@ -97,7 +104,7 @@ def _pictures(path: Path, output: Path | None, rest: Rest) -> Iterator[Input]:
     if path == STDOUT or not path.is_dir():
         yield Input(path)
         return
-    # A folder of outputs in the folder of inputs holds no inputs.
+    # Where the folder of outputs lies in the folder of inputs, it holds no inputs.
     outputs = output if output not in (None, STDOUT) and _inside(output, path) and not _inside(path, output) else None
     found = find_pictures(path, outputs)
     if not found.pictures:
@@ -115,7 +122,7 @@ def _instead(passed_over: list[PassedOver]) -> str:
 
 
 def is_folder(args: argparse.Namespace) -> bool:
-    """Whether OUT, which is given, is a folder or will be one: it ends with a slash or has no suffix."""
+    """Tells whether OUT, which must be given, is a folder or will be one, because it ends with a slash or has no suffix."""
     return args.output_is_folder or args.output.is_dir() or not (args.output.suffix or args.output.exists())
 
 
@@ -124,7 +131,7 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def plan_outputs(args: argparse.Namespace, inputs: list[Input], size: Size, scale: int) -> Plan:
-    """The plan of where every picture goes. size, scale: that of the outputs, and that of the model."""
+    """The plan for the outputs of all pictures. size: the size of the outputs. scale: the scale of the model."""
     pictures = [_planned(args, item, len(inputs) > 1, size, scale) for item in inputs]
     pictures, earlier = _without_outputs(pictures, args.suffix == DEFAULT_SUFFIX)
     sources = {os.path.realpath(planned.source): planned.source for planned in pictures}
@@ -159,7 +166,7 @@ def plan_outputs(args: argparse.Namespace, inputs: list[Input], size: Size, scal
 
 
 def _exists(target: Path) -> bool:
-    """Whether there is such a file. OSError where there can be none, because its name is too long for example."""
+    """Tells whether a file exists. Raises OSError where it cannot exist, for example because its name is too long."""
     with naming(target):
         try:
             os.stat(target)
@@ -171,10 +178,12 @@ def _exists(target: Path) -> bool:
 
 
 def _without_outputs(pictures: list[Planned], labelled: bool) -> tuple[list[Planned], list[tuple[Path, Path]]]:
-    """(the inputs but for those that are outputs of others, from an earlier run; these, each with what it was made of).
+    """Returns two lists: the inputs that are no outputs of other inputs from an earlier run, and those that are, each with the
+    input that it was made of.
 
-    An output is larger than another input and lies where that one goes, or beside it under the name that its output has, or, where
-    names are `labelled` by sizes, has at another size. With no suffix, pictures of one name in one folder may be anything.
+    An output is larger than the input that it was made of. It lies at the target of that input, or beside that input under the name
+    of the target or, where names are `labelled` by sizes, under its name for another size. Where outputs have no suffix, pictures
+    of one name in one folder may be anything, and are kept.
     """
     beside, named, targets = defaultdict(list), defaultdict(list), defaultdict(list)
     for planned in pictures:
@@ -203,7 +212,7 @@ def _folder(path: Path) -> str:
 
 
 def _larger(output: Path, source: Path) -> bool:
-    """Whether a picture can be the output of the other: it has more pixels both ways, or the other cannot be read."""
+    """Tells whether a picture can be the output of the other, because it has more pixels both ways or the other cannot be read."""
     from ..images import open_picture
 
     def size(path: Path, unknown: int) -> tuple[int, int]:
@@ -217,7 +226,7 @@ def _larger(output: Path, source: Path) -> bool:
 
 
 def check_suffix(suffix: str, size: Size) -> None:
-    """ValueError for what names cannot have, or cannot say of this size."""
+    """Raises ValueError for a suffix that file names cannot have, or that asks for a scale which this size does not give."""
     if "/" in suffix:
         raise ValueError(f"--suffix must not hold '/', got '{suffix}'")
     if suffix != DEFAULT_SUFFIX and "{scale}" in suffix and size.times(1) is None:
@@ -225,7 +234,7 @@ def check_suffix(suffix: str, size: Size) -> None:
 
 
 def _kept(path: Path) -> str:
-    """The suffix that an output has with --format keep, without its dot."""
+    """The suffix that an output has under --format keep, without its dot."""
     from ..images import EXTENSIONS
 
     suffix = path.suffix.lower()

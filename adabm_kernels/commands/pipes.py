@@ -1,4 +1,4 @@
-"""Pipes as inputs and outputs of `adabm upscale` and `adabm report`: standard input and output, "-", and any other."""
+"""Pipes as inputs and outputs of `adabm upscale` and `adabm report`: standard input and output, "-", and all others."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from .common import STDOUT
 
 
 def piped(path: Path | None) -> bool:
-    """Whether an input or an output is a pipe: "-" or any other."""
+    """Tells whether an input or an output is a pipe, "-" or any other."""
     return path is not None and (path == STDOUT or is_pipe(path))
 
 
 def shown(path: Path, pipe: str = "standard input") -> str:
-    """The name that messages give to an input, or to an output where "-" is another `pipe`."""
+    """The name of an input or an output in messages. pipe: the words for "-"."""
     return pipe if path == STDOUT else str(path)
 
 
 def to_stdout(args: argparse.Namespace) -> bool:
-    """Whether OUT is standard output: by its name, or because a pipe has no folder to write beside."""
+    """Tells whether OUT is standard output, either by its name or because the input is a pipe and OUT was not given."""
     return args.output == STDOUT or (args.output is None and len(args.inputs) == 1 and piped(args.inputs[0]))
 
 
 def refuse_terminal(path: Path) -> None:
-    """ValueError where the output of an input would fill a terminal."""
+    """Raises ValueError where the output of an input would fill a terminal."""
     if sys.stdout is not None and sys.stdout.isatty():
         raise ValueError(f"OUT must be given for {shown(path)} (-o FILE), as standard output is a terminal")
 
 
 @contextmanager
 def open_target(path: Path) -> Iterator[BinaryIO]:
-    """Standard output or another pipe as an open binary file. OSError naming it where it cannot be written."""
+    """Opens standard output or another pipe as a binary file. Raises an OSError that names it where it cannot be written."""
     if path == STDOUT:
         if sys.stdout is None:
             raise OSError("cannot write standard output: it is closed")
@@ -48,7 +48,7 @@ def open_target(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_source(path: Path) -> Iterator[BinaryIO]:
-    """Standard input, another pipe or a file as an open binary file. OSError naming it where it cannot be read."""
+    """Opens standard input, another pipe or a file as a binary file. Raises an OSError that names it where it cannot be read."""
     if path == STDOUT:
         if sys.stdin is None:
             raise OSError("cannot read standard input: it is closed")
@@ -63,7 +63,8 @@ def open_source(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_pipe(path: Path) -> bytes:
-    """The picture that comes from a pipe. ValueError where it begins as none does, OSError where it cannot be read."""
+    """Reads a picture from a pipe. Raises ValueError where its first bytes are those of no picture, OSError where it cannot be
+    read."""
     from ..images import read_whole
 
     with open_source(path) as file:

@@ -1,4 +1,4 @@
-"""`adabm report`: one page that shows what became of a picture."""
+"""`adabm report`: writes one page that shows how a picture was upscaled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "a page that shows a picture's bits, times and quality"
 
-_TILE = 96  # as AdaBM's patches, which are small enough to show where the bits go
+_TILE = 96  # the side of AdaBM's patches, small enough to show where the bits go
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def execute(args: argparse.Namespace) -> None:
     with stage(FAILED, memory), Progress() as bar:
         network.array(rows, layout)  # this warms up, so that the times below are those of a running program
         patches: list = []
-        model = cast("ConvertedNetwork", network.model)  # with the type that it was loaded with
+        model = cast("ConvertedNetwork", network.model)  # a model is loaded with this type
         with layer_times(model) as layer_seconds:
             out = network.array(rows, layout, record=patches, progress=bar)
         compared = None
@@ -125,7 +125,7 @@ def _weighted(values: list[float], weights: list[int]) -> float:
 
 
 def _encoded(rows: np.ndarray, layout: Layout) -> tuple[str, bytes]:
-    """A picture as browsers show it: PNG where it is transparent, else JPEG."""
+    """A picture in a form that browsers show: PNG where it is transparent, otherwise JPEG."""
     from ..images import PictureWriter
 
     format = "PNG" if layout.alpha else "JPEG"

@@ -1,4 +1,4 @@
-"""Sizes of outputs on the command line: as options ask for them, and as summaries and --json tell of them."""
+"""Sizes of outputs on the command line: the options that ask for them, and how summaries and --json describe them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def asked_size(args: argparse.Namespace) -> Size:
 
 
 def in_words(width: int, height: int, steps: Steps) -> str:
-    """How a picture of this size became another: "100x80 -> 200x160, resized from 400x320"."""
+    """A phrase that says how a picture of this size was upscaled: "100x80 -> 200x160, resized from 400x320"."""
     words = "{}x{} -> {}x{}".format(width, height, *steps.size)
     if steps.resized:
         words += ", resized from {}x{}".format(*steps.made) if steps.passes else ", resized without the network"
@@ -22,6 +22,6 @@ def in_words(width: int, height: int, steps: Steps) -> str:
 
 
 def in_figures(width: int, height: int, steps: Steps) -> dict[str, Any]:
-    """The same for --json."""
+    """The sizes and passes that `in_words` tells, as figures for --json."""
     sizes = {"input_size": [width, height], "output_size": list(steps.size), "network_size": list(steps.made)}
     return sizes | {"passes": steps.passes}

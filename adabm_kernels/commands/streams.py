@@ -1,4 +1,4 @@
-"""Streams of video frames: what their headers say, and the planes of each frame."""
+"""Streams of video frames: reads their headers and the planes of each frame."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 PIXEL_FORMATS = {"rgb24": ("<u1", 3), "rgb48le": ("<u2", 3), "gray": ("<u1", 1), "rgba": ("<u1", 4)}
 MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # K_R, K_B of ITU-R BT.601, 709, 2020
-_HD_ROWS = 720  # from so many rows on, video is BT.709 unless --matrix says otherwise
-# Luma rows and columns of a chroma sample.
+_HD_ROWS = 720  # video of at least so many rows is BT.709 unless --matrix says otherwise
+# How many rows and columns of luma one chroma sample covers.
 _SUBSAMPLING = {"410": (4, 4), "411": (1, 4), "420": (2, 2), "422": (1, 2), "444": (1, 1), "mono": (0, 0)}
-# Where the first chroma sample lies, in half luma rows and columns from the first luma sample, as FFmpeg takes and writes the words
-# of a header. For more than 8 bits these tell no siting: it is that of H.264 and H.265, which such frames come from and go to.
+# Where the first chroma sample lies, in half luma rows and columns from the first luma sample. FFmpeg reads and writes the words of
+# a header in this sense. For more than 8 bits the words tell no siting; it is then that of H.264 and H.265, the usual formats of
+# such frames.
 _SITINGS = {"410": (3, 3), "420": (1, 1), "420jpeg": (1, 1), "420mpeg2": (1, 0), "420paldv": (0, 0)}
 _DEEP_SITINGS = {"420": (1, 0)}
 _LONGEST_HEADER = 4096
-_SIDE = re.compile(r"[0-9]{1,9}")  # a width or height in pixels
+_SIDE = re.compile(r"[0-9]{1,9}")  # a width or a height in pixels
 
 
 class IncompleteStream(CommandError):
-    """The stream ends within a frame or is damaged. complete: how many frames came before, which are upscaled all the same."""
+    """The stream is damaged or ends within a frame. complete: how many frames came before; these are upscaled all the same."""
 
     def __init__(self, message: str, complete: int):
         super().__init__(f"{message}: {complete or 'no'} {'frames were' if complete > 1 else 'frame was'} complete", FAILED)
@@ -35,10 +36,11 @@ class IncompleteStream(CommandError):
 
 @dataclass(frozen=True)
 class Stream:
-    """Frames of one kind. y4m: the header's words without width and height, None for raw RGB frames. alpha: of y4m frames.
+    """The properties that all frames of a stream share.
 
-    subsampling: luma rows and columns of a chroma sample, (0, 0) without chroma, None for RGB. siting: where
-    the first of them lies, in half luma rows and columns from the first luma sample. depth: bits of a sample.
+    y4m: the words of the header without width and height, None for raw RGB frames. alpha: whether frames of y4m have an alpha
+    plane. subsampling: luma rows and columns that one chroma sample covers, (0, 0) without chroma, None for RGB. siting: where the
+    first chroma sample lies, in half luma rows and columns from the first luma sample. depth: the bits of a sample.
     """
 
     width: int
@@ -61,7 +63,7 @@ class Stream:
 
     @property
     def planes(self) -> list[tuple[int, ...]]:
-        """Shapes of what makes a frame, in order."""
+        """The shapes of the planes of a frame, in their order in the stream."""
         if self.subsampling is None:
             return [(self.height, self.width, PIXEL_FORMATS[self.pixel_format][1])]
         down, across = self.subsampling
@@ -70,7 +72,7 @@ class Stream:
 
 
 def read_y4m(source: BinaryIO, matrix: str | None) -> Stream:
-    """The stream that a YUV4MPEG2 header announces (its words are those of the yuv4mpeg(5) manual and of FFmpeg)."""
+    """The stream that a YUV4MPEG2 header announces. The words of the header are those of the yuv4mpeg(5) manual and of FFmpeg."""
     line = source.readline(_LONGEST_HEADER)
     words = line.decode("ascii", "replace").split()
     if not words or words[0] != "YUV4MPEG2" or not line.endswith(b"\n"):
@@ -96,7 +98,7 @@ def read_y4m(source: BinaryIO, matrix: str | None) -> Stream:
 
 
 def read_frames(source: BinaryIO, stream: Stream) -> Iterator[list[np.ndarray]]:
-    """The planes of each frame. Raises IncompleteStream at what is no whole frame."""
+    """Yields the planes of each frame. Raises IncompleteStream at a frame that is not whole."""
     import numpy as np
 
     for count in itertools.count():

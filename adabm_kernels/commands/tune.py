@@ -1,4 +1,4 @@
-"""`adabm tune`: measure a card for its kernels, or compile them for one that is not there."""
+"""`adabm tune`: measures a card for its kernels, or compiles the kernels for a card that is not there."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def execute(args: argparse.Namespace) -> None:
 
 @keeping_imports()
 def _models(args: argparse.Namespace) -> dict[str, ConvertedNetwork]:
-    """The model that is asked for, or all built-in ones, by name."""
+    """The model that was asked for, or all built-in ones, by name."""
     from ..models import builtin_models, load_model
 
     return {name: load_model(name) for name in ([args.model] if args.model is not None else builtin_models())}
@@ -85,8 +85,8 @@ def _tune(args: argparse.Namespace) -> dict[str, Any]:
 def measure(
     models: dict[str, ConvertedNetwork], minutes: float | None, say: Callable[[str], None], why_no_cuda: str = ""
 ) -> dict[str, Any]:
-    """Measures what of the models' layers is not measured yet, for so many minutes; returns the report. why_no_cuda: why there is
-    no choice between backends to be measured."""
+    """Measures whatever is not yet measured of the models' layers, for at most so many minutes, and returns the report.
+    why_no_cuda: the reason why there is no choice between backends to measure, "" where there is one."""
     from ..backends import gpu_times
     from ..backends.triton import tuning
     from ..tuning import gpu as tune_gpu
@@ -102,7 +102,7 @@ def measure(
     before = {key: entry["config"] for key, (_, entry) in launches.entries.items()}
     tune_gpu.tune_launches(kinds, tuning.user_table(), clock, say, source, found=launches)
     changed = any(entry["config"] != before.get(key) for key, (_, entry) in launches.entries.items())
-    if not why_no_cuda and changed:  # this takes a minute more, but times by earlier configs would be wrong
+    if not why_no_cuda and changed:  # times by earlier configs would be wrong; measuring them again takes a minute more
         choices = tune_gpu.tune_choices(convs, gpu_times.user_table(), tune_gpu.Clock(None), say, source)
     report = _report(launches, choices, why_no_cuda, source)
     for line in _lines(report, tuning.user_table(), gpu_times.user_table()):
@@ -130,7 +130,7 @@ def _report(launches: Any, choices: Any, why_no_cuda: str, source: dict[str, str
 
 
 def _lines(report: dict[str, Any], launches_path: Any, times_path: Any) -> list[str]:
-    """What was gained, what is left to measure, and where the results are kept, as lines of text."""
+    """Lines of text that tell the time gained, the work left, and the files that hold the results."""
     lines = []
     if report["launches"]:
         entries = report["launches"].values()

@@ -1,4 +1,4 @@
-"""`adabm upscale`: pictures in, larger pictures out."""
+"""`adabm upscale`: makes larger pictures of pictures."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _check_options(args: argparse.Namespace, single: bool, size: Size) -> None:
 
 
 def _check_single(args: argparse.Namespace, path: Path, data: bytes | None) -> Any:
-    """The layout of the only picture; what is wrong with it or with the output's name is found before torch is imported."""
+    """The layout of the only picture. Errors of the picture or of the output's name are found before torch is imported."""
     from ..images import check_output, open_picture
 
     layout = open_picture(path if data is None else data, max_pixels=args.max_pixels, name=shown(path)).layout
@@ -206,7 +206,7 @@ def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict
 
 
 def _read_again(task: Task, max_pixels: int) -> tuple[np.ndarray, Layout]:
-    """The rows of a picture that was upscaled, and their kind; what is to be said of it was said."""
+    """Reads a picture again that was upscaled: its rows and its layout. Warnings about it are not repeated."""
     from ..images import open_picture
 
     with warnings.catch_warnings():
@@ -217,7 +217,7 @@ def _read_again(task: Task, max_pixels: int) -> tuple[np.ndarray, Layout]:
 
 def _rows(report: dict[str, Any], steps: Steps) -> list[tuple[str, str]]:
     compared = "float_seconds" in report
-    single = "one run" if compared else "first run"  # the first also warms up
+    single = "one run" if compared else "first run"  # the first run also warms up
     runs = single if report["runs"] == 1 else f"median of {report['runs']} runs"
     rows = [
         ("image", in_words(report["input_size"][0], report["input_size"][1], steps)),
@@ -262,12 +262,12 @@ def _first_pass(steps: Steps | None) -> str:
 
 
 def _costs(outcome: Outcome) -> dict[str, float | None]:
-    """What a picture's bits and blocks are in figures, null where there is nothing to say."""
+    """The figures about bits and blocks of a picture; a figure that does not apply is None."""
     return {name: getattr(outcome, name) for name in ("mean_bits", "computed_share", "bits_with_zeros")}
 
 
 def _over_pixels(images: list[dict[str, Any]], figure: str) -> float | None:
-    """The mean over the pixels of all pictures that have this figure."""
+    """The mean of a figure over the pixels of all pictures that have this figure."""
     having = [image for image in images if image[figure] is not None]
     weights = [math.prod(image["input_size"]) for image in having]
     return fmean((image[figure] for image in having), weights) if having else None
@@ -293,7 +293,7 @@ def _many(
         if isinstance(outcome.error, BrokenPipeError | KeyboardInterrupt):
             raise outcome.error
         if outcome.error is not None:
-            # What goes wrong with a file names it; what cannot be computed does not.
+            # An error about a file names the file. An error of computing does not.
             name = f"'{outcome.task.name}': " if outcome.stage == "compute" else ""
             errors.append({"input": outcome.task.name, "error": one_line(f"{name}{_failure(outcome)}")})
             continue
@@ -325,11 +325,11 @@ def _many(
         raise CommandError(f"{len(errors)} of {len(plan.pictures) + len(plan.failed)} pictures failed", FAILED)
 
 
-# ---- both
+# ---- one picture and many
 
 
 def _upscaled(args: argparse.Namespace, tasks: Iterator[Task], network: Enlarger, count: int) -> Iterator[Outcome]:
-    """What became of each task, with a bar on stderr: of windows for one picture, of pictures for many."""
+    """Yields the outcome of each task. A bar on stderr counts windows for one picture, and pictures for many."""
     from ..images.writer import DEFAULT_QUALITY
     from ..upscaling.batch import upscale_files
 
@@ -364,7 +364,7 @@ def _failure(outcome: Outcome) -> BaseException:
 
 
 def _target(args: argparse.Namespace, task: Task) -> str:
-    """What messages call an output."""
+    """The name of an output in messages."""
     return "standard output" if to_stdout(args) else str(task.target if isinstance(task.target, Path) else args.output)
 
 
@@ -374,7 +374,7 @@ def _memory(layout: Any) -> str:
 
 
 def _say(args: argparse.Namespace, outcome: Outcome) -> None:
-    """With --verbose, what became of a picture, on stderr."""
+    """With --verbose, prints the outcome for a picture on stderr."""
     if args.verbose:
         target, (layout, steps) = _target(args, outcome.task), outcome.made()
         count = len(outcome.patches)
@@ -395,5 +395,5 @@ def _print(args: argparse.Namespace, report: dict[str, Any], rows: list[tuple[st
     if args.json:
         print(to_json(report))
     elif not args.quiet:
-        # Where the picture goes to standard output, words go elsewhere.
+        # Where the picture goes to standard output, text goes to stderr.
         print_table(rows, file=sys.stderr if to_stdout(args) else None)

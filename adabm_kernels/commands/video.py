@@ -1,4 +1,4 @@
-"""`adabm upscale --y4m` and `--raw`: frames from a pipe, upscaled in order, into a pipe."""
+"""`adabm upscale --y4m` and `--raw`: upscales frames from a pipe in order, into a pipe."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
     from ..images import Layout
 
-_READ_BYTES = 1 << 16  # that a pipe holds
+_READ_BYTES = 1 << 16  # the bytes that a pipe holds
 _POLL_SECONDS = 0.1
-_COSTS = ("mean_bits", "computed_share", "bits_with_zeros")  # functions of `batch`
-# Options that say nothing about frames, with their defaults.
+_COSTS = ("mean_bits", "computed_share", "bits_with_zeros")  # names of functions of `batch`
+# Options that mean nothing for frames, with their defaults.
 _OF_PICTURES = {"compare": False, "format": None, "quality": None, "suffix": DEFAULT_SUFFIX, "verbose": False}
 _OF_PICTURES |= {"strict": False, "metadata": "keep"}
 
@@ -105,7 +105,7 @@ def _upscale(args: argparse.Namespace, source: _Source, stream: Stream, network:
 
 
 def _mean(values: Iterator[float | None]) -> float | None:
-    """Over the frames that have a value."""
+    """The mean over the frames that have a value."""
     found = [value for value in values if value is not None]
     return fmean(found) if found else None
 
@@ -137,7 +137,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 class _Source(io.BufferedReader):
-    """What comes from a file or a pipe, until `stop`: a read that waits for a quiet producer then sees the end of the stream."""
+    """The bytes of a file or a pipe. After `stop`, a read that waits for a producer sees the end of the stream."""
 
     def __init__(self, file: BinaryIO):
         self._stoppable = _Stoppable(file.fileno())
@@ -148,7 +148,7 @@ class _Source(io.BufferedReader):
 
 
 class _Stoppable(io.RawIOBase):
-    """The bytes of a file descriptor, which stays open."""
+    """The bytes of a file descriptor, which stays open when this object is closed."""
 
     def __init__(self, descriptor: int):
         self._descriptor, self.stopped = descriptor, threading.Event()
@@ -171,14 +171,15 @@ def _raw(args: argparse.Namespace) -> Stream:
 def _upscaled(
     source: _Source, stream: Stream, larger: Stream, network: Any
 ) -> Generator[tuple[bytes, dict[str, float | None]], None, None]:
-    """The bytes of every frame of the larger stream and, by name, its _COSTS; frames are read and packed while one is computed.
+    """Yields the bytes of every frame of the larger stream, and its _COSTS by name. While one frame is computed, the next is read
+    and the last is packed.
 
-    Raises IncompleteStream where a frame is not whole, after those before it.
+    Raises IncompleteStream at a frame that is not whole, once all frames before it have been yielded.
     """
     from ..upscaling import batch
 
     layout, end = _layout(stream), object()
-    # Pools wait for their threads as they close, and so for the producer, if `source` were not stopped before them.
+    # A pool that closes waits for its thread, and this thread may wait for the producer. Therefore `source` is stopped first.
     with (
         ThreadPoolExecutor(1, "adabm read") as reading,
         ThreadPoolExecutor(1, "adabm pack") as packing,
@@ -214,7 +215,7 @@ def _upscaled(
 
 
 def _layout(stream: Stream) -> Layout:
-    """The kind of picture that a frame is to the network."""
+    """The layout by which the network takes a frame."""
     from ..images import Layout
 
     if stream.y4m is not None:

@@ -1,4 +1,4 @@
-"""Float weights on the command line: the options that say how they are to be read, and what was found in the file."""
+"""Float weights on the command line: the options that say how to read them, and a description of what was found in the file."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from ..networks.convention import Convention
     from ..networks.detect import Detected
 
-READING_OPTIONS = ("res_scale", "rgb_range", "mean_shift", "channel_order", "weights_key")  # named as in `calibrate`
+READING_OPTIONS = ("res_scale", "rgb_range", "mean_shift", "channel_order", "weights_key")  # the names of arguments of `calibrate`
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given, by the names of the arguments of `calibrate`."""
+    """The values of the options that were given, by the names of the arguments of `calibrate`."""
     return {name: value for name in READING_OPTIONS if (value := getattr(args, name)) is not None}
 
 
 def convention(args: argparse.Namespace) -> Convention:
-    """What the options say of the range of pixels, the mean colour and the order of colours."""
+    """The convention that the options state: the range of pixels, the mean colour and the order of colours."""
     from ..networks.convention import Convention
 
     return Convention(args.rgb_range, args.mean_shift, args.channel_order or "rgb")
 
 
 def misreading(error: WrongReading) -> str:
-    """What is wrong with the reading, with options for the arguments that would help."""
+    """A sentence that says what is wrong with the reading, and which options would help."""
     suggested = {option(name): value for name, value in (error.suggested or {}).items()}
     given = " ".join(f"{name} {word(value)}" for name, value in suggested.items() if value is not None)
     left_out = " or ".join(name for name, value in suggested.items() if value is None)
@@ -41,7 +41,8 @@ def misreading(error: WrongReading) -> str:
 
 @contextmanager
 def misread(what: str) -> Iterator[None]:
-    """A likely wrong reading of weights as ValueError that names the file and, in place of arguments, options. what: the file."""
+    """Inside the context a WrongReading becomes a ValueError that names the file, and options in place of arguments. what: the
+    file's name."""
     from ..calibration.plausibility import WrongReading
 
     try:
@@ -52,7 +53,7 @@ def misread(what: str) -> Iterator[None]:
 
 @contextmanager
 def in_options() -> Iterator[None]:
-    """Errors of recognising weights as ValueError that names options in place of arguments."""
+    """Inside the context an error of recognising weights becomes a ValueError that names options in place of arguments."""
     from ..calibration.plausibility import WrongReading
 
     try:
@@ -65,7 +66,7 @@ def in_options() -> Iterator[None]:
 
 
 def source(found: Detected) -> str:
-    """In words, which part of a checkpoint was taken; empty where it was all of it."""
+    """A phrase that says which part of a checkpoint was taken; "" where it was all of it."""
     if not found.source:
         return ""
     count = len(found.left_out)
@@ -74,7 +75,7 @@ def source(found: Detected) -> str:
 
 
 def word(value: Any) -> str:
-    """A value as it stands after its option."""
+    """A value as it is written after its option."""
     if isinstance(value, list | tuple):
         return ",".join(f"{part:g}" for part in value)
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,4 +1,4 @@
-"""Video frames as planes of luma and chroma, to RGB and back: levels, matrices, and where the chroma samples lie."""
+"""Converts video frames between planes of luma and chroma, and RGB: levels, matrices, and the places of chroma samples."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def to_rgb(planes: list[np.ndarray], stream: Stream) -> np.ndarray:
-    """YCbCr planes -> RGB [H, W, 3] of 8 bits, or of 16 where the stream has more than 8; with alpha [H, W, 4].
+    """Converts YCbCr planes to RGB [H, W, 3] of 8 bits, or of 16 bits where the stream has more than 8; with alpha to [H, W, 4].
 
-    Chroma is interpolated linearly between the places where its samples lie, and repeated beyond the outermost.
+    Chroma is interpolated linearly between its samples. Beyond the outermost samples it is repeated.
     """
     import numpy as np
 
@@ -32,7 +32,7 @@ def to_rgb(planes: list[np.ndarray], stream: Stream) -> np.ndarray:
         return rgb
     (k_r, k_b), k_g = stream.luma, 1 - sum(stream.luma)
     cb, cr = (_chroma(plane, stream, most / chroma_span) for plane in planes[1:3])
-    # Where both are 0, the three channels are equal to the last bit: grey stays grey.
+    # Where both cb and cr are 0, the three channels are equal to the last bit, so that grey stays grey.
     rgb[..., 0] = _codes(y + 2 * (1 - k_r) * cr, most)
     rgb[..., 2] = _codes(y + 2 * (1 - k_b) * cb, most)
     cb *= -2 * (1 - k_b) * k_b / k_g
@@ -44,9 +44,9 @@ def to_rgb(planes: list[np.ndarray], stream: Stream) -> np.ndarray:
 
 
 def from_rgb(rgb: np.ndarray, stream: Stream) -> list[np.ndarray]:
-    """RGB [H, W, 3], with alpha [H, W, 4] -> the planes of a stream.
+    """Converts RGB [H, W, 3], or with alpha [H, W, 4], to the planes of a stream.
 
-    Chroma is the mean over the area of a sample, around the place where it lies.
+    A chroma sample is the mean over an area around its place.
     """
     import numpy as np
 
@@ -58,7 +58,7 @@ def from_rgb(rgb: np.ndarray, stream: Stream) -> list[np.ndarray]:
     assert stream.subsampling is not None, "frames of y4m have luma"
     (down, across), (top, left) = stream.subsampling, stream.siting
     if down:
-        # Sums of integers: the mean of equal pixels is exact.
+        # These are sums of integers, so that the mean of equal pixels is exact.
         means, rows = _summed(rgb.astype(np.uint16 if most == 255 else np.int32), down, top, 0)
         channels = [_summed(means[..., channel], across, left, 1) for channel in range(3)]
         unit = chroma_span / (most * rows * channels[0][1])
@@ -72,7 +72,7 @@ def from_rgb(rgb: np.ndarray, stream: Stream) -> list[np.ndarray]:
 
 
 def _codes(values: np.ndarray, most: int) -> np.ndarray:
-    """The values, which are overwritten, as integers in 0..most."""
+    """The values rounded to integers and clamped to 0..most. They are written over `values`."""
     import numpy as np
 
     np.rint(values, out=values)
@@ -80,7 +80,7 @@ def _codes(values: np.ndarray, most: int) -> np.ndarray:
 
 
 def _mixed(channels: list[np.ndarray], weights: Sequence[float], offset: float) -> np.ndarray:
-    """The weighted sum of three channels and an offset, float32."""
+    """The weighted sum of three channels plus an offset, in float32."""
     import numpy as np
 
     total = np.multiply(channels[0], np.float32(weights[0]), dtype=np.float32)
@@ -91,12 +91,12 @@ def _mixed(channels: list[np.ndarray], weights: Sequence[float], offset: float) 
 
 
 def _chroma(plane: np.ndarray, stream: Stream, scale: float) -> np.ndarray:
-    """A chroma plane at every luma sample, float32 [H, W], 0 where it has no colour."""
+    """The chroma at every luma sample, float32 [H, W]; 0 where the plane has no colour."""
     import numpy as np
 
     assert stream.subsampling is not None, "frames of y4m have luma"
     (down, across), (top, left) = stream.subsampling, stream.siting
-    # Integers, 22 bits at most, which float32 holds exactly: between equal samples nothing changes.
+    # These are integers of at most 22 bits, which float32 holds exactly, so that equal samples stay equal.
     sums = plane.astype(np.uint16 if stream.depth == 8 else np.int32)
     sums, rows = _interpolated(sums, down, top, stream.height, 0)
     sums, columns = _interpolated(sums, across, left, stream.width, 1)
@@ -107,9 +107,10 @@ def _chroma(plane: np.ndarray, stream: Stream, scale: float) -> np.ndarray:
 
 
 def _interpolated(plane: np.ndarray, factor: int, siting: int, size: int, axis: int) -> tuple[np.ndarray, int]:
-    """(the plane with `factor` times as many samples along an axis, cut to a size; how many times too large they are).
+    """Enlarges a plane along one axis by an integer factor, and cuts it to a size. Returns the larger plane, whose values are too
+    large by a factor, and this factor.
 
-    siting: half luma samples from the first luma sample to the first of the plane.
+    siting: where the first sample of the plane lies, in half luma samples from the first luma sample.
     """
     import numpy as np
 
@@ -127,9 +128,10 @@ def _interpolated(plane: np.ndarray, factor: int, siting: int, size: int, axis: 
 
 
 def _summed(plane: np.ndarray, factor: int, siting: int, axis: int) -> tuple[np.ndarray, int]:
-    """(weighted sums along an axis over the area of every sample of a plane with `factor` times fewer, the sum of the weights).
+    """Shrinks a plane along one axis by an integer factor. Returns the weighted sum over the area of every sample, and the sum of
+    the weights.
 
-    The area is as long as `factor` luma samples and lies around the sample; `siting` as for `_interpolated`.
+    The area is as long as `factor` luma samples and lies around the sample. siting: the same as for `_interpolated`.
     """
     import numpy as np
 
@@ -137,7 +139,7 @@ def _summed(plane: np.ndarray, factor: int, siting: int, axis: int) -> tuple[np.
         return plane, 1
     size = plane.shape[axis]
     count = -(-size // factor)
-    # In half luma samples: the area reaches from siting - factor to siting + factor, luma sample i from 2 * i - 1 to 2 * i + 1.
+    # In half luma samples, the area reaches from siting - factor to siting + factor, and luma sample i from 2 * i - 1 to 2 * i + 1.
     covered = range((siting - factor + 1) // 2, (siting + factor + 1) // 2 + 1)
     weights = {i: min(2 * i + 1, siting + factor) - max(2 * i - 1, siting - factor) for i in covered}
     weights = {i: weight for i, weight in weights.items() if weight > 0}
@@ -152,7 +154,7 @@ def _summed(plane: np.ndarray, factor: int, siting: int, axis: int) -> tuple[np.
 
 
 def _levels(stream: Stream) -> tuple[float, float, float]:
-    """Black, the span of luma and that of chroma, as codes of the stream's depth (ITU-R BT.601, BT.2100)."""
+    """Black, the span of luma and the span of chroma, as codes of the stream's depth (ITU-R BT.601, BT.2100)."""
     if stream.full_range:
         most = 2**stream.depth - 1
         return 0.0, float(most), float(most)

@@ -1,4 +1,4 @@
-"""What makes a tile exact for the weights of a layer: transformed weights and codes must fit their types, and sums must not
+"""Decides whether a tile is exact for the weights of a layer: transformed weights and codes must fit their types, and sums must not
 overflow."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def laid_out(weights: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a tile makes of a layer's weights, for any bits.
+    """The weights of a layer in the form of a tile, and the numbers that decide for which bits the tile is exact.
 
     products: 8-bit products per output and channel. largest_sum: the largest of the sums on the way to the output that must not
     wrap, when codes are at most 1. transformed: [row taps, column taps, C4, K], all in least..most. parts: [row taps, column taps],
@@ -89,7 +89,7 @@ class Fit:
 
 
 def refusal(tile: Tile, fit: Fit, bits: int) -> str:
-    """Why a tile is not exact for these weights and codes of so many bits; empty where it is."""
+    """The reason why a tile is not exact for these weights and codes of so many bits; "" where it is."""
     if not tile.words and tile.code_range(bits) > CODE_MAX:
         return f"{tile.name} makes {bits}-bit codes up to {tile.code_range(bits)}, above {CODE_MAX}"
     if fit.largest_sum * (2**bits - 1) > INT32_MAX:

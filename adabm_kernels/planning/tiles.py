@@ -65,7 +65,7 @@ class Tile:
         return len(self.rows.codes) * len(self.columns.codes) / (self.rows.outputs * self.columns.outputs)
 
     def takes(self, outputs: int, kernel_h: int, kernel_w: int, borders: bool) -> bool:
-        """Whether the tile is for layers of such a shape. borders: whether the layer has kernels of its own at the border."""
+        """Tells whether the tile is for layers of such a shape. borders: whether the layer has kernels of its own at the border."""
         if not self.kn2row:
             return kernel_h == kernel_w == self.kernel
         return not borders and kernel_h in KN2ROW_HEIGHTS and _lanes(outputs * kernel_w) <= MOST_LANES
@@ -161,8 +161,8 @@ DIRECT = TILES[0]
 
 
 def takes_kn2row(outputs: int, kernel_w: int) -> bool:
-    """Whether the direct form computes the kernel's columns as outputs (kn2row), because fewer lanes idle then. It is the rule of
-    csrc/cpu/pack.cpp, for layers without kernels of their own at the border."""
+    """Tells whether the direct form computes the kernel's columns as outputs (kn2row), because fewer lanes idle then. It is the
+    rule of csrc/cpu/pack.cpp, for layers without kernels of their own at the border."""
     lanes = _lanes(outputs * kernel_w)
     return kernel_w > 1 and lanes <= MOST_LANES and lanes < _lanes(outputs) * kernel_w
 

@@ -1,1 +1,1 @@
-"""What `adabm tune` and `adabm bench --tiles` measure and build ahead of time on a machine."""
+"""The measurements of `adabm tune` and `adabm bench --tune`, and the kernels that they compile ahead of time."""

@@ -38,7 +38,8 @@ _SAME = ("card", "triton", "adabm")  # fields of an entry that must equal those 
 
 
 def recorded(work: Callable[[], object], warmups: int = 3) -> Callable[[], None]:
-    """REPLAYS runs of `work` as a CUDA graph, so that launches are not timed, and the wait for them."""
+    """Records REPLAYS runs of `work` as a CUDA graph, so that launches are not timed. The result is a function that replays them
+    and waits for their end."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -68,19 +69,19 @@ def milliseconds(work: Callable[[], object], rounds: int = 20) -> float:
 
 
 class Clock:
-    """The minutes that measuring may take; None for as many as it takes."""
+    """A limit on the minutes that measuring may take; None stands for no limit."""
 
     def __init__(self, minutes: float | None):
         self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
 
     @property
     def over(self) -> bool:
-        """Whether they have passed."""
+        """Tells whether the minutes have passed."""
         return time.monotonic() >= self._end
 
 
 def place() -> dict[str, str]:
-    """Where and when something is measured, as every entry says it."""
+    """The place and the time of a measurement, as the fields that every entry has."""
     return {
         "card": torch.cuda.get_device_name(),
         "date": datetime.date.today().isoformat(),
@@ -143,19 +144,19 @@ class Bench:
 
 
 def leaves_codes(conv: IntegerConv2d) -> bool:
-    """Three channels are colours, which leave as floats."""
+    """Tells whether the results of a layer leave as codes. Those of a layer with three outputs are colours and leave as floats."""
     return conv.out_channels > 3
 
 
 def prove(conv: IntegerConv2d, backend: str, bits: int, side: int = PROVEN_SIDE) -> None:
-    """RuntimeError where the layer comes out otherwise than the integer reference has it, on a small image."""
+    """Raises RuntimeError where the layer differs from the integer reference on a small image."""
     want, got = (Bench(conv, name, side, bits).fresh() for name in ("reference", backend))
     if not torch.equal(want, got):
         raise RuntimeError(f"{conv.name} on {backend} differs from the integer reference at {bits} bits: nothing is measured")
 
 
 def bits_of(conv: IntegerConv2d) -> int:
-    """Bits of the codes that a layer is measured with: BITS, or the nearest number that it can have."""
+    """The bits of the codes with which a layer is measured: BITS, or the nearest number that it can have."""
     low, high = conv.bit_range
     return min(max(BITS, low), high)
 
@@ -187,7 +188,8 @@ class Launches:
     unfinished: int = 0
 
     def gained(self, side: int) -> tuple[float, float] | None:
-        """(microseconds by the heuristic, as measured) of the convolutions of a pass over side x side; None without any."""
+        """Microseconds of all convolutions of a pass over side x side pixels, as two values: launched by the heuristic, and as
+        measured. None where nothing was measured for this side."""
         found = [(kind.count, entry) for kind, entry in self.entries.values() if kind.side == side and kind.count]
         if not found:
             return None
@@ -196,8 +198,8 @@ class Launches:
 
 
 def kinds_of(convs: Iterable[IntegerConv2d], sizes: Sequence[int] = SIZES, counted: bool = True) -> list[Kind]:
-    """The shape classes of layers on images of these sizes, those first that take most of the time. counted: whether the layers are
-    those of one model, which has so many of each."""
+    """The shape classes of layers on images of these sizes, beginning with those that take most of the time. counted: whether the
+    layers are those of one model, so that their number in a class is the number in the model."""
     from ..backends.triton import tuning
 
     kinds: dict[str, Kind] = {}
@@ -222,11 +224,12 @@ def tune_launches(
     kinds: list[Kind], path: Path, clock: Clock, say: Callable[[str], None], source: dict[str, str], *, most: int | None = None,
     found: Launches | None = None, milliseconds: Callable[..., float] = milliseconds,
 ) -> Launches:  # fmt: skip
-    """Times the candidates of each kind of layer and adds the best to a table. Its result has then proved equal to that of the
-    heuristic's, and the layer on a small image to the integer reference.
+    """Times the candidates of each kind of layer and adds the best one to a table. Before that, the result of this one has proved
+    equal to the result by the heuristic, and the layer on a small image to the integer reference.
 
-    say: is told what was found. most: candidates of each kind, None for all. found: of an earlier call, which this adds to.
-    Raises OSError naming the path, before anything is measured, where the table cannot be written.
+    say: a function that is called with each finding, as a line of text. most: the number of candidates that are timed for each
+    kind, None for all. found: the result of an earlier call, to which this call adds. Raises OSError naming the path, before
+    anything is measured, where the table cannot be written.
     """
     from ..backends.triton import tuning
 
@@ -261,7 +264,7 @@ def candidates_for(kind: Kind) -> list[Any]:
 
 
 def _goes_on(entry: dict[str, Any], source: dict[str, str]) -> bool:
-    """Whether an entry of a table was measured on the card, and with the versions, of this run."""
+    """Tells whether an entry of a table was measured on this run's card and with this run's versions."""
     return all(entry.get(name) == source[name] for name in _SAME)
 
 
@@ -319,11 +322,12 @@ def _measure(kind, candidates, of, entry, path, clock, say, source, milliseconds
 
 
 class CardError(RuntimeError):
-    """The card launches nothing any more in this process."""
+    """The card can no longer launch anything in this process."""
 
 
 def _check_card(config: Any) -> None:
-    """CardError where a config broke more than itself: whatever came next would look as if it could not run."""
+    """Raises CardError where a config has broken the card for this process: all later configs would look as if they could not
+    run."""
     try:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
@@ -378,11 +382,11 @@ def tune_choices(
     convs: Iterable[IntegerConv2d], path: Path, clock: Clock, say: Callable[[str], None], source: dict[str, str], *,
     side: int = SIDE, again: bool = False, milliseconds: Callable[..., float] = milliseconds,
 ) -> Choices:  # fmt: skip
-    """Times the layers on both GPU backends, every width that their codes are stored in, and adds the times to a table, with the
-    config by which Triton's kernel was launched. Times by another config than a layer has now are measured again.
+    """Times the layers on both GPU backends, for every width that their codes are stored in, and adds the times to a table, with
+    the config by which Triton's kernel was launched. Times by another config than a layer has now are measured again.
 
-    again: those too that the table has. Raises RuntimeError where one of the backends cannot run, OSError naming the path where the
-    table cannot be written.
+    again: whether times that the table has already are measured again too. Raises RuntimeError where one of the backends cannot
+    run, and OSError naming the path where the table cannot be written.
     """
     from ..backends.triton import tuning
 
@@ -405,7 +409,7 @@ def tune_choices(
 
 
 def why_not(backend: str) -> str:
-    """Why a backend cannot run on the current card; empty where it can."""
+    """The reason why a backend cannot run on the current card; "" where it can."""
     try:
         choose(Problem("cuda"), backend)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Triton kernels compiled for a card that is not there, into the cache where a later process finds them."""
+"""Compiles Triton kernels for a card that is not there, into the cache where a later process finds them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ SIZES = ((64, 64), (50, 47), (128, 128), (256, 256), (90, 90), (130, 131))
 
 @dataclass
 class Forms:
-    """Names of the kernels' forms that a cache lacked and now has, and of those that it had."""
+    """Names of the kernels' forms. compiled: forms that the cache lacked and now has. found: forms that it had before."""
 
     compiled: list[str] = field(default_factory=list)
     found: list[str] = field(default_factory=list)
 
 
 def capability_of(name: str) -> int:
-    """90 of "sm_90", "sm90" or "9.0". ValueError for what is none, or is of no card that the kernels know."""
+    """The compute capability that a name stands for: 90 for "sm_90", "sm90" or "9.0". Raises ValueError for any other text, and for
+    a compute capability that the kernels do not know."""
     digits = name.lower().removeprefix("sm").removeprefix("_").replace(".", "")
     if not digits.isdecimal() or int(digits) not in RATES:
         known = ", ".join(f"sm_{capability}" for capability in RATES)
@@ -72,7 +73,8 @@ def prefill(
 
 
 def _pass(model: ConvertedNetwork, size: tuple[int, int]) -> None:
-    """All that is asked of a model for images of a size. Nothing is computed, so that codes and bits are whatever memory holds."""
+    """Makes every call that images of a size need of a model. Nothing is computed, so that codes and bits hold whatever lies in
+    memory."""
     x = torch.zeros(1, 3, *size)
     offset = model.image_offsets(x)
     for given in (None, offset):
@@ -109,7 +111,7 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
         say(f"{'found' if cache_hit else 'compiled'} {src.name}, form {len(forms.found) + len(forms.compiled)}")
 
     def forget() -> None:
-        """Forgets what calls made ready, launches and Triton's kernels know of the card before."""
+        """Forgets the card so far: calls that were made ready, launches, and the forms that Triton has compiled."""
         launches.changed()
         launch.forget_compiled()
         for kernel in _kernels():
@@ -132,7 +134,7 @@ def pretended(capability: int, forms: Forms, say: Callable[[str], None]) -> Iter
 
 
 def _kernels() -> list[Any]:
-    """Every function of Triton in backends/triton, each of which keeps what it was compiled to for a device."""
+    """Every Triton function in backends/triton. Each of them keeps its compiled forms by device."""
     from triton.runtime.jit import JITFunction
 
     from ..backends import triton as backend
@@ -143,14 +145,14 @@ def _kernels() -> list[Any]:
 
 
 def _driver(capability: int) -> Any:
-    """Triton's way to a card that has this compute capability and does nothing."""
+    """A driver with which Triton sees a card that has this compute capability and does nothing."""
     from triton.backends.compiler import GPUTarget
     from triton.backends.driver import DriverBase
 
     from ..backends.triton import launch
 
     class Utils:
-        """What a driver is asked of a binary and of the card."""
+        """The functions by which Triton asks a driver about a binary and about the card."""
 
         def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[int, ...]:
             return 1, 1, 0, 0, 1024

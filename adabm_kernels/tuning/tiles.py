@@ -1,4 +1,5 @@
-"""Measures what the planner chooses by: the time of every tile on an instruction set of this machine (`adabm bench --tune`)."""
+"""Measures the times by which the planner chooses: those of every tile on an instruction set of this machine (`adabm bench
+--tune`)."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ Progress = Callable[[int, int, str], None]
 def measure_tiles(isa: str, progress: Progress = lambda *_: None) -> TileTimes:
     """The times of all tiles on one instruction set and one thread, in less than half a minute.
 
-    Every layer is timed once in each of several rounds and its least time taken: what disturbs a shared machine for a second then
-    slows a round, not a tile. Raises ValueError for a name that is none, RuntimeError where the library or the processor lacks it.
+    Every layer is timed once in each of several rounds, and its least time is taken: a disturbance of a second then slows a round,
+    not a tile. Raises ValueError for an unknown instruction set, and RuntimeError where the library or the processor lacks it.
     """
     if isa not in native.ISAS or isa == "auto":
         raise ValueError(f"measure_tiles: isa must be one of {', '.join(list(native.ISAS)[1:])}, got {isa!r}")
@@ -57,8 +58,8 @@ def measure_tiles(isa: str, progress: Progress = lambda *_: None) -> TileTimes:
 
 
 def _cost(tile: Tile, kind: str, timed: list[_Timed], known: TileTimes) -> Cost:
-    """The least-squares terms of a tile and a kind of sums over SHAPES, relative errors weighed alike. known: the tile's other
-    kinds so far, whose part of a layer's time is taken off."""
+    """The terms of a tile and a kind of sums that fit the times over SHAPES with the least squared relative error. known: the terms
+    of the tile's other kinds so far, whose part is taken off the time of a layer."""
     rows, times = [], []
     for layer in timed:
         outputs, _, kernel_w, channels = layer.weight.shape
@@ -81,9 +82,12 @@ def _cost(tile: Tile, kind: str, timed: list[_Timed], known: TileTimes) -> Cost:
 
 
 def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int, dict[str, float]]]:
-    """(weight, bits, kinds) of a layer for each of SHAPES, or of FEW_OUTPUTS, most of whose products are summed in a way, and the
-    others in one before it in KINDS: the same integer in a corner of every kernel. None where there are no such weights of a byte,
-    for one shape."""
+    """The layers to time for a tile and a kind of sums, as (weight, bits, shares by kind): one for each of SHAPES, or of
+    FEW_OUTPUTS for a kn2row tile.
+
+    Every kernel has one integer in a corner. Most products of a layer are summed by this kind, and the others by an earlier one of
+    KINDS. The list is empty where no integer of a byte gives such a layer for one of the shapes.
+    """
 
     def unlike(layer: tuple[torch.Tensor, int, dict[str, float]]) -> float:
         return abs(layer[2][kind] - 1)
@@ -96,7 +100,7 @@ def _layers(tile: Tile, kind: str, isa: str) -> list[tuple[torch.Tensor, int, di
 def _summed(
     tile: Tile, kind: str, isa: str, channels: int, outputs: int, kernel: int
 ) -> Iterator[tuple[torch.Tensor, int, dict[str, float]]]:
-    """(weight, bits, kinds of its sums)"""
+    """Yields layers of one shape whose products are summed by this kind, at least in part: (weight, bits, shares by kind)."""
     for bits in range(MIN_BITS, MAX_BITS + 1):
         if tile is not DIRECT and not tile.words and tile.code_range(bits) > CODE_MAX:
             return

@@ -1,7 +1,7 @@
-"""One 64 -> 64 3x3 layer on 192x192 with its fused epilogue, by bit-width, weights and instruction set, beside PyTorch's.
+"""One 64 -> 64 3x3 layer on 192x192 pixels with its fused epilogue, by bit-width, weights and instruction set, beside PyTorch.
 
-`of_peak` in the extra information is direct-equivalent multiply-accumulates a second (median) over what the instruction set reaches
-in registers alone, measured just before.
+`of_peak` in the extra information is a ratio: the direct-equivalent multiply-accumulates a second (median), over the rate that the
+instruction set reaches in registers alone, which is measured just before.
 """
 
 from __future__ import annotations

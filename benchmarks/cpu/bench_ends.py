@@ -1,5 +1,5 @@
-"""The ends of networks, 64 channels, codes and weights of 8 bits: the collapsed upsampler and convolutions to 3 channels, in every
-form that computes them, beside PyTorch float32. All forms give the same output, which is checked first."""
+"""The ends of networks with 64 channels and 8-bit codes and weights: the collapsed upsampler and convolutions to 3 channels, in
+every form that computes them, beside PyTorch float32. All forms give the same output, which is checked first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adabm_kernels.planning.tiles import DIRECT, TILES
 from adabm_kernels.quantize import MAX_BITS
 
 SIZE, CHANNELS, BITS = 96, 64, 8
-# outputs, pixels a side of the kernel, PixelShuffle, kernels of their own at the border
+# By name: outputs, pixels a side of the kernel, the factor of PixelShuffle, and whether there are kernels for the border.
 LAYERS = {
     "tail-x4-5x5-64-48": (48, 5, 4, True),
     "tail-x2-5x5-64-12": (12, 5, 2, True),
@@ -36,7 +36,7 @@ FORMS = [
 
 @functools.cache
 def weights(name: str) -> torch.Tensor:
-    """int8, falling off outwards as trained and collapsed kernels do."""
+    """Weights int8 that fall off outwards, as those of trained and collapsed kernels do."""
     outputs, kernel, _, borders = LAYERS[name]
     g = torch.Generator().manual_seed(0)
     away = torch.arange(kernel) - kernel // 2
@@ -47,7 +47,7 @@ def weights(name: str) -> torch.Tensor:
 
 
 def integer_layer(name: str, tile_index: int, size: int, backend: str = "cpu") -> tuple[Callable[[], None], torch.Tensor]:
-    """(a call, its output)"""
+    """Returns two values: a function that runs the layer, and the tensor with its output."""
     outputs, kernel, shuffle, borders = LAYERS[name]
     weight, classes = weights(name), kernel if borders else (kernel // 2 + 1) ** 2
     g = torch.Generator().manual_seed(1)

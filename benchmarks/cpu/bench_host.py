@@ -1,7 +1,8 @@
-"""What the host does around the kernels: operators of one layer as a network calls them, and whole forwards, on 8x8 pixels, where
-the kernels themselves have little to do. `kernel` is the layer's kernel alone, its struct filled in beforehand.
+"""The work of the host around the kernels: operators of one layer as a network calls them, and whole forward passes, on 8x8 pixels,
+where kernels have little to do. `kernel` is the kernel of the layer alone, whose struct is filled in beforehand.
 
-Processor time of one thread (OMP_NUM_THREADS=1): a clock on the wall would show what else the machine does."""
+Times are the processor time of one thread (OMP_NUM_THREADS=1), because a wall clock would include other work on the machine.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ NETWORKS = ("edsr_baseline_x4", "edsr_r8f64_x2", "srresnet_r8f64_x4")
 
 
 def photo(n: int = 1) -> torch.Tensor:
-    """Smooth random colours with some grain, 0..255: an image offset of 0 would be luck, so benchmarks fix the bits."""
+    """Smooth random colours with some grain, float32 [n, 3, SIZE, SIZE] in 0..255. Benchmarks fix the bits, because the image
+    offset of such a picture is chance."""
     g = torch.Generator().manual_seed(0)
     coarse = torch.rand(n, 3, SIZE // 8, SIZE // 8, generator=g)
     smooth = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bicubic")
@@ -36,7 +37,7 @@ def network(name: str, bits: int) -> torch.nn.Module:
     else:
         weights = load_state(shared_path("data", "weights", f"{name}.pt"))
         model = convert_model(weights, [photo()], ConvertConfig(weight_bits=bits, act_bits=bits))
-    model.set_depth("full")  # the others compute every block too; what leaving them out saves, benchmarks/quality/depth.py measures
+    model.set_depth("full")  # rivals compute every block too; benchmarks/quality/depth.py measures what leaving blocks out saves
     return model
 
 
@@ -46,7 +47,7 @@ def float_network(name: str) -> torch.nn.Module:
 
 
 def check(model: torch.nn.Module) -> None:
-    """The CPU kernels against the integer reference, on a crop."""
+    """Compares the CPU kernels with the integer reference on a crop."""
     crop = photo()[:, :, :24, :30].contiguous()
     got = model(crop)
     model.set_backend("reference")
@@ -90,7 +91,7 @@ RIVALS = [
 @pytest.mark.parametrize("runtime, int8, collapsed", RIVALS)
 @pytest.mark.parametrize("name", NETWORKS)
 def bench_runtime(benchmark, name: str, runtime: str, int8: bool, collapsed: bool) -> None:
-    """ONNX Runtime and OpenVINO; skipped where they are not installed."""
+    """Times ONNX Runtime and OpenVINO, and skips those that are not installed."""
     pytest.importorskip("onnx")
     pytest.importorskip(runtime)
     benchmark.group = f"{name} {SIZE}x{SIZE}"
@@ -100,16 +101,16 @@ def bench_runtime(benchmark, name: str, runtime: str, int8: bool, collapsed: boo
     forward = RUNTIMES[runtime](onnx_bytes(model, SIZE, int8, collapsed), THREADS)
     with torch.no_grad():
         error = (forward(x) - model(x)).abs().mean()
-    assert error < (8 if int8 else 1e-2 if not collapsed else 1)  # grey levels: the same network, not tuned
+    assert error < (8 if int8 else 1e-2 if not collapsed else 1)  # in grey levels: the same network, not tuned
     benchmark.extra_info |= {"runtime": runtime, "int8": int8, "collapsed": collapsed, "threads": THREADS}
     benchmark.pedantic(lambda: forward(x), rounds=15, warmup_rounds=2)
 
 
 @pytest.mark.parametrize("size", [64, 128, 256, 512, 1024])
 def bench_size(benchmark, size: int) -> None:
-    """Time against pixels: `us_per_kilopixel` in the extra information should not depend on the size.
+    """Times a network by size. `us_per_kilopixel` in the extra information should not depend on the size.
 
-    A shared machine changes its speed within minutes, so every round is preceded by one of SIZE pixels a side, and `against_192`
+    A shared machine changes its speed within minutes, so that every round follows one of SIZE pixels a side, and `against_192`
     compares the two per pixel.
     """
     benchmark.group = "edsr_baseline_x4 by size"
@@ -122,7 +123,7 @@ def bench_size(benchmark, size: int) -> None:
         start = time.perf_counter()
         model(usual)
         seconds.append(time.perf_counter() - start)
-        model(x)  # the workspace gets its size back
+        model(x)  # this gives the workspace its size back
 
     benchmark.pedantic(lambda: model(x), setup=one_of_the_usual_size, rounds=7 if size > 512 else 25, warmup_rounds=2)
     if benchmark.stats:
@@ -142,7 +143,8 @@ def bench_threads(benchmark, threads: int) -> None:
 
 @pytest.mark.parametrize("offset", [-1, 0, 1])
 def bench_image_offset(benchmark, offset: int) -> None:
-    """An easy, a middling and a hard image: the same pixels, with the image's bits fixed one below, at and above the base."""
+    """Times an easy, a middling and a hard image. They have the same pixels, and bits that are one below, at and above the base
+    bits."""
     benchmark.group = f"edsr_baseline_x4 {SIZE}x{SIZE} by image offset"
     model = network("edsr_baseline_x4", 4)
     model.set_threads(THREADS)

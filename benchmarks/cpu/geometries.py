@@ -29,7 +29,7 @@ from turns import in_turns  # noqa: E402
 from adabm_kernels import native  # noqa: E402
 from adabm_kernels.quantize import Geometry  # noqa: E402
 
-CALLS = 8  # of a case in each turn
+CALLS = 8  # calls of a case in each turn
 
 
 def depthwise(channels: int, size: int, **more: Any) -> ConvProblem:

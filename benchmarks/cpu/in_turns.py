@@ -28,7 +28,7 @@ from baselines import torch_float32  # noqa: E402
 from bench_network import NETWORKS, SIZE, check, float_network, network, photo  # noqa: E402
 from onnx_baselines import onnx_bytes, openvino_forward  # noqa: E402
 
-PAUSE = 0.3  # seconds, after which the threads of the case before have stopped spinning
+PAUSE = 0.3  # seconds, after which the threads of the previous case have stopped spinning
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
         for turn in range(args.rounds + 2):
             for name, forward in cases.items():
                 time.sleep(PAUSE)
-                forward(x)  # what lay in the caches was another's
+                forward(x)  # this run is not timed, as the caches hold data of another case
                 start = time.perf_counter()
                 forward(x)
                 if turn >= 2:

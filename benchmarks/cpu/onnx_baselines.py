@@ -1,7 +1,8 @@
-"""ONNX Runtime and OpenVINO on the same weights: float32, and int8 as quantize-dequantize pairs with a scale per channel.
+"""ONNX Runtime and OpenVINO on the same weights: in float32, and in int8 as quantize-dequantize pairs with a scale per channel.
 
-The int8 model is made by ONNX Runtime's own static quantisation and given to both; OpenVINO's int8 was the fastest rival found.
-`collapse` hands the rival this project's collapsed tail as well (inner kernel only: its two border pixels are then not exact).
+ONNX Runtime's own static quantisation makes the int8 model, which both run. OpenVINO's int8 was the fastest rival that was found.
+`collapse` gives the rivals this project's collapsed tail as well. It has only the inner kernel, so that two pixels at the border
+are not exact.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from adabm_kernels.networks.srresnet import SRResNet
 
 
 class _Graph:
-    """An ONNX graph being built on a network's weights; every method gives the name of its result."""
+    """An ONNX graph that is being built on a network's weights. Every method returns the name of its result."""
 
     def __init__(self, model: torch.nn.Module):
         self.state = {key: value.detach().numpy() for key, value in model.state_dict().items()}
@@ -83,7 +84,7 @@ def _edsr(graph: _Graph, model: EDSR, collapsed: bool) -> str:
 
 
 def _srresnet(graph: _Graph, model: SRResNet) -> str:
-    """BatchNorm folded into the convolution before it, as runtimes do."""
+    """Adds an SRResNet, with each BatchNorm folded into the convolution before it, as runtimes do."""
     spec, body = model.spec, list(model.body)
 
     def normed(x: str, name: str, conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d) -> str:
@@ -104,7 +105,7 @@ def _srresnet(graph: _Graph, model: SRResNet) -> str:
 
 
 def _by_nodes(graph: _Graph, model: FloatNetwork) -> str:
-    """SRVGGNetCompact and RRDBNet, node by node of their own graph."""
+    """Adds a SRVGGNetCompact or an RRDBNet, node by node of its graph."""
     made = {"x": "x"}
     for node in model.spec.graph().nodes:
         x = made[node.x]
@@ -136,7 +137,8 @@ def _by_nodes(graph: _Graph, model: FloatNetwork) -> str:
 
 
 def onnx_graph(model: FloatNetwork, size: int | tuple[int, int], collapsed: bool) -> bytes:
-    """The network as an ONNX model with input "x" [1, 3, rows, columns] in 0..255. size: rows and columns, or a number for both."""
+    """The network as an ONNX model with the input "x", [1, 3, rows, columns] in 0..255. size: rows and columns, or one number for
+    both."""
     from onnx import TensorProto, checker, helper
 
     graph = _Graph(model)
@@ -159,9 +161,10 @@ def onnx_graph(model: FloatNetwork, size: int | tuple[int, int], collapsed: bool
 
 
 def quantized(model: bytes, calibration: torch.Tensor) -> bytes:
-    """The same with QDQ pairs: unsigned activations, signed weights with a scale for each output channel.
+    """The model with quantize-dequantize pairs: unsigned activations, and signed weights with a scale for each output channel.
 
-    calibration: images [N, 3, rows, columns] of the size of the model."""
+    calibration: images [N, 3, rows, columns] of the size of the model.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -196,7 +199,7 @@ def onnxruntime_forward(model: bytes, threads: int) -> Forward:
 
 
 def openvino_forward(model: bytes, threads: int, shape: tuple[int, ...] = ()) -> Forward:
-    """shape: of the input, where it is another than the model says."""
+    """A function that runs the model in OpenVINO. shape: the shape of the input, where it differs from the model's."""
     import openvino
 
     core = openvino.Core()

@@ -43,8 +43,8 @@ from bench_network import SIZE, check, photo  # noqa: E402
 from onnx_baselines import onnx_graph, openvino_forward, quantized  # noqa: E402
 
 WIDTH, HEIGHT = 640, 360
-PAUSE = 0.3  # seconds, after which the threads of the case before have stopped spinning
-CALIBRATED_ON = 16  # crops
+PAUSE = 0.3  # seconds, after which the threads of the previous case have stopped spinning
+CALIBRATED_ON = 16  # the number of crops for the calibration of OpenVINO's int8
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def published(path: Path) -> torch.nn.Module:
-    """The float network of a published file, for pixels in 0..255."""
+    """The float network of a published file, which takes pixels in 0..255."""
     state = load_state(path)
     found = detect(state)
     network = float_network(found.spec)
@@ -115,7 +115,7 @@ def time_pictures(args: argparse.Namespace) -> dict[str, Any]:
     rival = int8(plain, (SIZE, SIZE), list(pictures.values()))
     cases["OpenVINO int8"] = openvino_forward(rival, args.threads)
     cases["OpenVINO float32"] = openvino_forward(onnx_graph(plain, SIZE, False), args.threads)
-    distances = distance(plain, models, rival, pictures, args.threads)  # before the weights change their order in memory
+    distances = distance(plain, models, rival, pictures, args.threads)  # this comes before the weights change their order in memory
     cases["PyTorch float32, channels_last"] = torch_float32(plain)
     for model in models.values():
         model.set_bits(model.config.act_bits)
@@ -124,7 +124,7 @@ def time_pictures(args: argparse.Namespace) -> dict[str, Any]:
         for turn in range(args.rounds + 1):
             for name, forward in cases.items():
                 time.sleep(PAUSE)
-                forward(x)  # what lay in the caches was another's
+                forward(x)  # this run is not timed, as the caches hold data of another case
                 start = time.perf_counter()
                 forward(x)
                 if turn:
@@ -143,8 +143,8 @@ def time_pictures(args: argparse.Namespace) -> dict[str, Any]:
 def distance(
     plain: Any, models: dict[str, Any], rival: bytes, pictures: dict[str, torch.Tensor], threads: int
 ) -> dict[str, dict[str, float]]:
-    """PSNR in dB to the float network, RGB, clamped to 0..255 and not rounded, by name and picture; OpenVINO's on pictures in the
-    corner of its size."""
+    """The PSNR in dB to the float network by name and picture: RGB, clamped to 0..255 and not rounded. OpenVINO, whose input has
+    one size, gets the corner of each picture that fits into it, padded to that size."""
     runtime = openvino_forward(rival, threads)
     found: dict[str, dict[str, float]] = {name: {} for name in (*models, "OpenVINO int8")}
     for picture, x in pictures.items():
@@ -189,13 +189,13 @@ def time_video(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def moving(count: int) -> np.ndarray:
-    """A picture that moves by a pixel from frame to frame: uint8 [count, HEIGHT, WIDTH, 3]."""
+    """Frames of a picture that moves by a pixel from one to the next: uint8 [count, HEIGHT, WIDTH, 3]."""
     tiles = torch.cat([torch.cat([photo()] * 4, 3)] * 2, 2)[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
     return np.stack([tiles[i : i + HEIGHT, i : i + WIDTH] for i in range(count)])
 
 
 def rate(program: list[str], frames: np.ndarray, scale: int) -> float:
-    """Frames a second between the first and the last that come out of a program."""
+    """Frames a second, between the first and the last frame that come out of a program."""
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
         feeding = threading.Thread(target=_feed, args=(process.stdin, frames.tobytes()))

@@ -25,7 +25,7 @@ from adabm_kernels.planning import exact, tiles
 from adabm_kernels.planning.times import KINDS, KINDS_OF_ISA, TileTimes, tile_times
 
 LINES = {1: tiles.F1, 2: tiles.F2, 3: tiles.F3, 4: tiles.F4}
-OF_BYTES = ((1, 1), (2, 1), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4))  # with kernels, as have
+OF_BYTES = ((1, 1), (2, 1), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4))  # pairs with kernels in the library, as OF_WORDS are
 OF_WORDS = ((4, 4),)
 ROWS_OF_3 = ((3, 2), (3, 3), (3, 4))
 ISAS = ("avx2", "avx512vnni")
@@ -41,18 +41,19 @@ def tile_of(pair: Pair) -> tiles.Tile:
 
 
 def taps(pair: Pair) -> float:
-    """Transformed codes an output and channel; none are in the direct form."""
+    """The number of transformed codes for each output and channel; 0 for the direct form, which transforms none."""
     return 0.0 if pair == (1, 1) else float(np.prod([len(LINES[outputs].codes) / outputs for outputs in pair]))
 
 
 def code_range(pair: Pair, bits: int) -> np.ndarray:
-    """Largest transformed code of every tap, [row taps, column taps]."""
+    """The largest transformed code of every tap, [row taps, column taps]."""
     rows, columns = (np.abs(LINES[outputs].codes).sum(1) for outputs in pair)
     return np.outer(rows, columns) * (2**bits - 1)
 
 
 def products(pair: Pair, bits: int, weights: np.ndarray, words: bool = False) -> float:
-    """Of one layer, its weights [K, C, 3, 3] and codes of so many bits."""
+    """8-bit products per output and channel of one layer. weights: [K, C, 3, 3]. bits: the bits of its codes. words: whether
+    operands beyond 8 bits are words instead of two digits."""
     transformed = exact.transformed_weights(tile_of(pair), weights.transpose(2, 3, 1, 0))
     flat = transformed.reshape(*transformed.shape[:2], -1)
     weight_digits = np.where((flat.min(2) >= -128) & (flat.max(2) <= 127), 1, 2)
@@ -62,7 +63,7 @@ def products(pair: Pair, bits: int, weights: np.ndarray, words: bool = False) ->
 
 
 def nanoseconds(pair: Pair, bits: int, weights: np.ndarray, words: bool, times: TileTimes) -> float:
-    """Estimated, of an output pixel of one layer on one thread."""
+    """The estimated nanoseconds of an output pixel of one layer on one thread."""
     outputs, channels = weights.shape[:2]
 
     kinds = {KINDS[0]: 1.0}

@@ -32,7 +32,7 @@ BLOCKS = pretend.pick([(16, 256, 256), (1, 512, 512), (8, 512, 512), (1, 128, 12
 
 
 def block(batch: int, height: int, width: int, bits: int) -> tuple:
-    """Both convolutions of a residual block of EDSR-baseline with random codes, on the card."""
+    """Both convolutions of a residual block of EDSR-baseline, with random codes on the card."""
     pair = []
     for i in range(2):
         settings = {"bits": (bits,) * batch, "activation": "none" if i else "relu", "residual": bool(i)}
@@ -44,7 +44,8 @@ def block(batch: int, height: int, width: int, bits: int) -> tuple:
 
 
 def block_forms(first, second) -> dict[str, Callable[[], None]]:
-    """Both convolutions of `block` one by one and as one, proven equal; where the card has no such kernel only the former."""
+    """The convolutions of `block` as two calls and as one, which are proven equal. Where the card has no kernel for the block,
+    there are only the two calls."""
     y, y_q, inner = torch.empty_like(second.residual), torch.empty_like(first.x_q), torch.empty_like(first.x_q)
     outputs = {"residual": second.residual, "out_grid": second.out_grid, "out_bits": second.out_bits, "y": y, "y_q": y_q}
 
@@ -76,7 +77,7 @@ def bench_block(benchmark, shape: tuple[int, int, int], form: str, bits: int) ->
 
 
 def configured(layer, config: int, *tensors: torch.Tensor | None, **settings) -> tuple[native.Conv2dArgs, list]:
-    """Arguments of one convolution in a named configuration: x_q, bits, residual, out_grid, out_bits, y, y_q."""
+    """The arguments of one convolution in a configuration. tensors: x_q, bits, residual, out_grid, out_bits, y and y_q."""
     x_q, bits, residual, out_grid, out_bits, y, y_q = tensors
     tables = (layer.weight, layer.packed, layer.alpha, layer.beta, None)
     conv = Conv(x_q, bits, *tables, residual, out_grid, out_bits, layer.box_filter, layer.activation, 1)
@@ -89,7 +90,8 @@ def named(kernel: str, config: int) -> str:
 
 
 def numbers(kernel: str) -> range:
-    """Configurations from 1 on; none where the library was not built, as all cases are then skipped."""
+    """The numbers of the configurations of a kernel, from 1 on. There are none where the library was not built, since all cases are
+    then skipped."""
     return range(1, 1 if native.why_missing("cuda") else len(native.kernel_configs(kernel)) + 1)
 
 
@@ -97,7 +99,7 @@ def numbers(kernel: str) -> range:
 @pytest.mark.parametrize("config", numbers("resblock"))
 @pytest.mark.parametrize("shape", BLOCKS, ids=str)
 def bench_block_config(benchmark, shape: tuple[int, int, int], config: int, bits: int) -> None:
-    """What the halo that is computed twice costs in tiles of each size (csrc/cuda/conv2d_configs.cuh)."""
+    """Times tiles of each size, which show the cost of the halo that is computed twice (csrc/cuda/conv2d_configs.cuh)."""
     benchmark.group = f"residual block {shape}, {bits} bits, by tile"
     first, second = block(*shape, bits)
     y, y_q, inner = torch.empty_like(second.residual), torch.empty_like(first.x_q), torch.empty_like(first.x_q)
@@ -126,7 +128,7 @@ LAYERS = {"resident": (64, 64), "staged": (256, 64)}  # channels, outputs
 @pytest.mark.parametrize("kernel, config", [(kernel, i) for kernel in LAYERS for i in numbers(kernel)])
 @pytest.mark.parametrize("shape", BLOCKS[:2], ids=str)
 def bench_layer_config(benchmark, shape: tuple[int, int, int], kernel: str, config: int) -> None:
-    """One layer, codes to codes, in tiles of each size."""
+    """Times one layer, codes to codes, in tiles of each size."""
     channels, outputs = LAYERS[kernel]
     benchmark.group = f"{channels}->{outputs} 3x3 {shape}, by tile"
     n, h, w = shape
@@ -148,7 +150,7 @@ def bench_layer_config(benchmark, shape: tuple[int, int, int], kernel: str, conf
 @pytest.mark.parametrize("form", ["floats, then torch", "bytes"])
 @pytest.mark.parametrize("size", [256, 512])
 def bench_tail(benchmark, size: int, form: str) -> None:
-    """The collapsed tail of EDSR x4 to an image of bytes."""
+    """Times the collapsed tail of EDSR x4 to an image of bytes."""
     benchmark.group = f"tail x4, {size}x{size}"
     size = pretend.pick(size, 8)
     tail = proven("edsr_x4", "cuda").collapsed
@@ -168,7 +170,7 @@ def bench_tail(benchmark, size: int, form: str) -> None:
 @pytest.mark.parametrize("form", ["one by one", "all at once"])
 @pytest.mark.parametrize("readers", [2, 8])
 def bench_quantize_many(benchmark, readers: int, form: str) -> None:
-    """The features of a layer of RDN as codes for those that read them."""
+    """Times the quantisation of the features of an RDN layer to codes for the layers that read them."""
     benchmark.group = f"64 features of 256x256 on {readers} grids"
     x = torch.randn(1, 64, 256, 256, device="cuda").contiguous(memory_format=torch.channels_last)
     grids = [act_grid(-1.0 - i, 2.0).cuda() for i in range(readers)]
@@ -190,7 +192,7 @@ def bench_quantize_many(benchmark, readers: int, form: str) -> None:
 @pytest.mark.parametrize("images", ["easy", "as they are", "hard"])
 @pytest.mark.parametrize("backend", ["cuda"])
 def bench_easy_and_hard(benchmark, backend: str, images: str) -> None:
-    """Image offset -1, as decided, +1 for every image, by thresholds that all images are below or above."""
+    """Times image offset -1, the decided offset, and +1 for every image, by thresholds that lie above or below all images."""
     benchmark.group = "edsr_x4, 1 of 512x512, by image offset"
     model = copy.deepcopy(proven("edsr_x4", backend))
     x = photos(1, 512).cuda()
@@ -205,7 +207,7 @@ def bench_easy_and_hard(benchmark, backend: str, images: str) -> None:
 @pytest.mark.parametrize("in_flight", [1, 2, 4])
 @pytest.mark.parametrize("size", [128, 256])
 def bench_in_flight(benchmark, size: int, in_flight: int) -> None:
-    """Four images of one batch each, recorded, on as many streams as named: `forward_many`."""
+    """Times four single-image batches, recorded, on as many streams as named (`forward_many`)."""
     benchmark.group = f"edsr_x4, 4 times 1 of {size}x{size}, in flight"
     model = copy.deepcopy(proven("edsr_x4", "cuda"))
     model.set_backend("cuda", graph=True)

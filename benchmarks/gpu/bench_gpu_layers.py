@@ -23,7 +23,7 @@ from adabm_kernels.tuning import gpu as tune_gpu
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 REPLAYS = tune_gpu.REPLAYS
-SHAPES = {  # batch, height, width, channels, outputs, kernel
+SHAPES = {  # by name: batch, height, width, channels, outputs, kernel
     "64->64 3x3, 16 of 256x256": (16, 256, 256, 64, 64, 3),
     "64->64 3x3, 1 of 512x512": (1, 512, 512, 64, 64, 3),
     "256->256 3x3, 1 of 256x256": (1, 256, 256, 256, 256, 3),
@@ -33,7 +33,7 @@ SHAPES = {  # batch, height, width, channels, outputs, kernel
 
 
 def shape_of(name: str) -> tuple[int, ...]:
-    """Of SHAPES; in a dry run of one tiny image."""
+    """The sizes of one of SHAPES. In a dry run they are those of one tiny image."""
     n, h, w, *rest = SHAPES[name]
     return pretend.pick((n, h, w, *rest), (1, 11, 12, *rest))
 
@@ -45,12 +45,12 @@ def device_facts() -> dict[str, object]:
 
 
 def recorded(work: Callable[[], object]) -> Callable[[], None]:
-    """REPLAYS runs of `work` as a graph, and the wait for them."""
+    """Records REPLAYS runs of `work` as a graph. The result is a function that replays them and waits for their end."""
     return tune_gpu.recorded(work, pretend.pick(3, 1))
 
 
 def milliseconds(work: Callable[[], object], rounds: int = 20) -> float:
-    """Of one run of `work`, recorded: the median of `rounds` measurements, after three that do not count."""
+    """Milliseconds of one run of `work`, recorded: the median of `rounds` measurements, after three that do not count."""
     return tune_gpu.milliseconds(work, pretend.pick(rounds, 1))
 
 
@@ -71,7 +71,7 @@ def needs(backend: str) -> None:
 
 
 def copying() -> tuple[Callable[[], object], int]:
-    """A copy far larger than any cache, and the bytes that it reads and writes."""
+    """Returns two values: a copy far larger than any cache, and the bytes that it reads and writes."""
     source = torch.empty(pretend.pick(1 << 30, 1 << 10), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2 * source.numel()
@@ -81,7 +81,7 @@ MATRICES = ("int8", "float16")
 
 
 def multiplying(kind: str) -> tuple[Callable[[], object], int]:
-    """cuBLAS on square matrices of one of MATRICES, and its multiply-accumulates."""
+    """Returns two values: a product of square matrices of one of MATRICES by cuBLAS, and its multiply-accumulates."""
     n = pretend.pick(8192, 32)
     if kind == "int8":
         a, b = (torch.randint(-8, 8, (n, n), dtype=torch.int8, device="cuda") for _ in range(2))
@@ -92,7 +92,7 @@ def multiplying(kind: str) -> tuple[Callable[[], object], int]:
 
 @pytest.mark.benchmark(group="ceilings")
 def bench_copy(benchmark) -> None:
-    """Bytes read and written a second are bytes / time."""
+    """Times a copy. Bytes read and written a second are bytes / time."""
     work, count = copying()
     measure(benchmark, work, bytes=count)
 
@@ -100,7 +100,7 @@ def bench_copy(benchmark) -> None:
 @pytest.mark.benchmark(group="ceilings")
 @pytest.mark.parametrize("kind", MATRICES)
 def bench_matrix(benchmark, kind: str) -> None:
-    """Multiply-accumulates a second of cuBLAS on square matrices."""
+    """Times cuBLAS on square matrices, which gives the card's multiply-accumulates a second."""
     work, macs = multiplying(kind)
     measure(benchmark, work, macs=macs)
 
@@ -109,7 +109,8 @@ def bench_matrix(benchmark, kind: str) -> None:
 
 
 def layer(shape: str, bits: int, side: int | None = None) -> ConvInstance:
-    """A layer with ReLU and codes out and weights of 4 bits, 3x3 ones on the signed grid; side: of one smaller image."""
+    """A layer with ReLU and codes out. Kernels of 3x3 have 4-bit weights on the signed grid. side: the side of one smaller image,
+    None for the images of SHAPES."""
     n, h, w, c, k, r = shape_of(shape)
     n, h, w = (1, side, side) if side else (n, h, w)
     problem = ConvProblem(shape, h, w, c, k, r, bits=(bits,) * n, activation="relu")
@@ -120,7 +121,7 @@ def layer(shape: str, bits: int, side: int | None = None) -> ConvInstance:
 
 
 def to_card(instance: ConvInstance, backend: str) -> ConvInstance:
-    """Its tensors on the card and its codes packed."""
+    """The instance with its tensors on the card and its codes packed."""
     moved = {name: None if t is None else t.cuda() for name, t in vars(instance).items() if name != "layer"}
     instance.layer.cuda().set_backend(backend, 0)
     instance.layer.packed_codes = True
@@ -130,7 +131,7 @@ def to_card(instance: ConvInstance, backend: str) -> ConvInstance:
 
 
 def prove(shape: str, backend: str, bits: int) -> None:
-    """AssertionError where the layer, on a smaller image, does not come out as the reference's."""
+    """Raises AssertionError where the layer, on a smaller image, differs from the reference."""
     small = layer(shape, bits, side=21)
     want = small.run("reference", "codes")[1]
     small = to_card(small, backend)
@@ -153,7 +154,7 @@ def bench_integer_layer_gpu(benchmark, shape: str, backend: str, bits: int) -> N
 
 
 def cudnn_layer(shape: str) -> Callable[[], object]:
-    """cuDNN float16, channels_last, bias and ReLU as PyTorch runs them."""
+    """The layer by cuDNN in float16, channels_last, with bias and ReLU as PyTorch runs them."""
     n, h, w, c, k, r = shape_of(shape)
     half = {"dtype": torch.float16, "device": "cuda"}
     x = torch.randn(n, c, h, w, **half).contiguous(memory_format=torch.channels_last)

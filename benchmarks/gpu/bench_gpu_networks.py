@@ -1,10 +1,11 @@
-"""Whole networks on a GPU, by size, batch and bits: the backends that run there, float16 eager and compiled, the simulated model.
+"""Whole networks on a GPU, by size, batch and bits: the backends that run there, float16 eager and compiled, and the simulated
+model.
 
     pytest benchmarks/gpu/bench_gpu_networks.py --benchmark-only --benchmark-json=benchmarks/results/NAME.json
 
-Times are of REPLAYS forwards and the wait for them. The extra information of each has the most memory that torch held beyond the
-model and its input, with whatever the first forwards needed (compiling, recording) and after them. Each converted network first
-proves equal to the integer reference on a crop. Skipped without a GPU.
+A time is that of REPLAYS forward passes and the wait for them. The extra information has the most memory that torch held beyond the
+model and its input, both during the first passes, which compile and record, and after them. Each converted network first proves
+equal to the integer reference on a crop. Skipped without a GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ case = pytest.mark.parametrize(("name", "size", "batch"), CASES)
 
 
 def photos(batch: int, size: int) -> torch.Tensor:
-    """Smooth random colours with some grain, 0..255."""
+    """Smooth random colours with some grain, in 0..255."""
     batch, size = pretend.pick((batch, size), (min(batch, 2), 16))
     g = torch.Generator().manual_seed(0)
     coarse = torch.rand(batch, 3, size // 8, size // 8, generator=g)
@@ -49,9 +50,9 @@ def photos(batch: int, size: int) -> torch.Tensor:
 
 @functools.cache
 def converted(name: str) -> ConvertedNetwork:
-    """EDSR-baseline x4, RDN-B x4 (D=16, C=8, G=64) or SRResNet x4 with random weights, which cost as much as any."""
+    """EDSR-baseline x4, RDN-B x4 (D=16, C=8, G=64) or SRResNet x4 with random weights, which take as long as any others."""
     torch.manual_seed(0)
-    blocks, layers = pretend.pick((16, 8), (2, 2))  # all of RDN-B takes minutes to calibrate and plan
+    blocks, layers = pretend.pick((16, 8), (2, 2))  # the whole RDN-B takes minutes to calibrate and plan
     if name == "edsr_x4":
         model = EDSR(EDSRSpec(scale=4, blocks=blocks, channels=64))
     elif name == "rdn_b_x4":
@@ -66,19 +67,19 @@ NETWORKS = ("edsr_x4", "rdn_b_x4", "srresnet_x4")
 
 
 def layers_of_networks() -> list[IntegerConv2d]:
-    """The integer convolutions of all networks that can be made here."""
+    """The integer convolutions of all networks that can be built here."""
     return [conv for name in NETWORKS for conv in converted(name).convs()]
 
 
 def proven(name: str, backend: str) -> ConvertedNetwork:
-    """The network on the card, on this backend, after a crop of a picture has come out as the reference computes it. Skips where it
+    """The network on the card and on this backend, after it has proved equal to the reference on a crop. Skips where the backend
     cannot run."""
     try:
         choose(Problem("cuda"), backend)
     except RuntimeError as error:
         pytest.skip(str(error))
     model = _proven(name, backend)
-    model.set_backend(backend)  # it is one model for all backends, left on whichever was measured last
+    model.set_backend(backend)  # all backends share this model, which may be set to another one
     return model
 
 
@@ -88,7 +89,7 @@ def _proven(name: str, backend: str) -> ConvertedNetwork:
 
 
 def prove(model: ConvertedNetwork, backend: str) -> ConvertedNetwork:
-    """The network, which is on the card, left on this backend; AssertionError where a crop does not come out as the reference's."""
+    """Sets a network on the card to this backend and returns it. Raises AssertionError where a crop differs from the reference."""
     x = photos(2, 24).cuda() * torch.tensor([0.1, 1.0], device="cuda").view(2, 1, 1, 1)
     model.set_bits("auto")
     model.set_backend("reference", graph=False)
@@ -99,14 +100,14 @@ def prove(model: ConvertedNetwork, backend: str) -> ConvertedNetwork:
 
 
 def several(forward: Callable[[], object]) -> None:
-    """What a measurement is of: REPLAYS forwards and the wait for them."""
+    """Runs what one measurement times: REPLAYS forward passes and the wait for them."""
     for _ in range(pretend.pick(REPLAYS, 1)):
         forward()
     torch.cuda.synchronize()
 
 
 def forward_milliseconds(forward: Callable[[], object]) -> float:
-    """Of one forward: the median of ROUNDS measurements, after three that do not count."""
+    """Milliseconds of one forward pass: the median of ROUNDS measurements, after three that do not count."""
     times = []
     for _ in range(pretend.pick(ROUNDS, 1) + 3):
         start = time.perf_counter()
@@ -136,7 +137,8 @@ def group_of(name: str, size: int, batch: int) -> str:
 @pytest.mark.parametrize("bits", ["auto", 8, 6, 4, 2])
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
 def bench_converted(benchmark, backend: str, bits: str | int, name: str, size: int, batch: int) -> None:
-    """Recorded as a CUDA graph. With fixed bits nothing is measured of the image: "auto" has the decision in it."""
+    """Times the network recorded as a CUDA graph. "auto" includes the decision about bits; with fixed bits the image is not
+    measured."""
     benchmark.group = group_of(name, size, batch)
     model, x = proven(name, backend), photos(batch, size).cuda()
     model.set_backend(backend, graph=True)
@@ -148,7 +150,8 @@ def bench_converted(benchmark, backend: str, bits: str | int, name: str, size: i
 @case
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
 def bench_decision(benchmark, backend: str, name: str, size: int, batch: int) -> None:
-    """The image measure and the bits of all layers alone, launched anew each time: to be held against the forward's time."""
+    """Times the image measure and the bits of all layers alone, launched anew each time, for comparison with the time of a forward
+    pass."""
     benchmark.group = group_of(name, size, batch)
     model, x = proven(name, backend), photos(batch, size).cuda()
     model.set_bits("auto")
@@ -158,7 +161,7 @@ def bench_decision(benchmark, backend: str, name: str, size: int, batch: int) ->
 @case
 @pytest.mark.parametrize("mode", ["eager", "max-autotune"])
 def bench_float16(benchmark, mode: str, name: str, size: int, batch: int) -> None:
-    """The float network in float16, channels_last: by cuDNN, and by torch.compile with CUDA graphs."""
+    """Times the float network in float16, channels_last: by cuDNN, and by torch.compile with CUDA graphs."""
     benchmark.group = group_of(name, size, batch)
     x = photos(batch, size).cuda().to(torch.float16, memory_format=torch.channels_last)
     with torch.no_grad():
@@ -179,7 +182,7 @@ def float_model(name: str) -> nn.Module:
 
 @pytest.mark.parametrize(("name", "size", "batch"), [("edsr_x4", 256, 1), ("rdn_b_x4", 128, 1)])
 def bench_simulated(benchmark, name: str, size: int, batch: int) -> None:
-    """The published form: quantisation simulated on floats, eager float32."""
+    """Times the published form: quantisation simulated on floats, in eager float32."""
     benchmark.group = group_of(name, size, batch)
     settings = ConvertConfig(recipe="paper", steps=0, bit_aware_clipping=False, batch=1)
     model = calibrate(float_model(name), [photos(1, 48)], settings).cuda()

@@ -1,4 +1,5 @@
-"""One layer on codes stored in bytes and on the same codes packed, by the same kernel; `bytes_moved` is what of them it must touch.
+"""One layer on codes stored in bytes and on the same codes packed, by the same kernel. `bytes_moved` counts the bytes that the
+kernel must touch at least.
 
     pytest benchmarks/gpu/bench_gpu_storage.py --benchmark-only
 

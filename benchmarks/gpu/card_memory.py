@@ -1,7 +1,7 @@
-"""A card's memory by way of the driver alone, with ctypes: what runs kernels without torch starts in a second, and tools that watch
-kernels (compute-sanitizer, ncu) see nothing but those.
+"""The memory of a card by way of the driver alone, with ctypes. A program that runs kernels without torch starts in a second, and
+tools that watch kernels (compute-sanitizer, ncu) see no others.
 
-Pointers are plain integers. The context is the device's primary one, which the CUDA libraries of this package use too.
+Pointers are plain integers. The context is the primary one of the device, which the CUDA libraries of this package use too.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 import numpy as np
 
 DRIVER = "libcuda.so.1"
-# CUdevice_attribute of cuda.h: kilohertz for the clock.
+# Values of CUdevice_attribute of cuda.h. The clock is in kilohertz.
 ATTRIBUTES = {"clock_khz": 13, "multiprocessors": 16, "major": 75, "minor": 76}
-POISON = 0xA5  # of every byte of an output before the call
+POISON = 0xA5  # every byte of an output before the call
 GUARD = 512  # bytes before and behind an output that must stay as they were; a multiple of every alignment that kernels ask for
 
 
 class Card:
-    """One card and what was allocated on it. Raises RuntimeError naming the driver's function and error.
+    """One card and the arrays that were allocated on it. Raises RuntimeError naming the driver's function and error.
 
-    bare: nothing lies around arrays, and outputs begin with whatever is there, so that tools which watch memory miss nothing.
+    bare: whether arrays lie without guards, and outputs begin with whatever is in memory, so that tools which watch memory miss
+    nothing.
     """
 
     def __init__(self, index: int = 0, bare: bool = False):
@@ -48,13 +49,14 @@ class Card:
             raise RuntimeError(f"{name}: {(message.value or b'unknown error').decode()} ({status})")
 
     def attribute(self, name: str) -> int:
-        """One of ATTRIBUTES."""
+        """The value of one of ATTRIBUTES."""
         value = c_int()
         self._call("cuDeviceGetAttribute", byref(value), ATTRIBUTES[name], self._device)
         return value.value
 
     def facts(self) -> dict[str, object]:
-        """What a record says of the card: name, compute capability, multiprocessors, most clock in MHz, memory, driver."""
+        """The facts about the card for a record: name, compute capability, multiprocessors, highest clock in MHz, memory and
+        driver."""
         name, total, version = ctypes.create_string_buffer(256), c_size_t(), c_int()
         self._call("cuDeviceGetName", name, 256, self._device)
         self._call("cuDeviceTotalMem_v2", byref(total), self._device)
@@ -69,7 +71,8 @@ class Card:
         }
 
     def reserve(self, count: int) -> int:
-        """`count` bytes for an output, of POISON, between GUARD bytes of it before and behind."""
+        """Reserves `count` bytes for an output and fills them with POISON, as it does GUARD bytes before and behind. Returns the
+        address."""
         pointer, room = c_uint64(), c_size_t(count + 2 * self.guard)
         self._call("cuMemAlloc_v2", byref(pointer), room)
         self._held.append(pointer)
@@ -78,14 +81,16 @@ class Card:
         return pointer.value + self.guard
 
     def upload(self, array: np.ndarray, writable: bool = False) -> int:
-        """The array's bytes on the card, between guards as in `reserve`; writable is for other memories."""
+        """Copies the array's bytes to the card, between guards as in `reserve`. writable: has no effect here; other memories use
+        it."""
         array = np.ascontiguousarray(array)
         pointer = self.reserve(array.nbytes)
         self._call("cuMemcpyHtoD_v2", c_uint64(pointer), c_void_p(array.ctypes.data), c_size_t(array.nbytes))
         return pointer
 
     def download(self, pointer: int, like: np.ndarray) -> np.ndarray:
-        """What lies there now, in the form of `like`. Waits for the card. Raises where bytes around it have changed."""
+        """Copies what lies at a pointer from the card, in the form of `like`. Waits for the card. Raises RuntimeError where bytes
+        around it have changed."""
         whole, guard = np.empty(like.nbytes + 2 * self.guard, np.uint8), self.guard
         self._call("cuMemcpyDtoH_v2", c_void_p(whole.ctypes.data), c_uint64(pointer - guard), c_size_t(whole.nbytes))
         around = np.concatenate([whole[:guard], whole[guard + like.nbytes :]])
@@ -94,10 +99,10 @@ class Card:
         return whole[guard : guard + like.nbytes].view(like.dtype).reshape(like.shape)
 
     def free(self) -> None:
-        """Gives back all that was reserved and uploaded."""
+        """Frees all memory that was reserved and uploaded."""
         while self._held:
             self._call("cuMemFree_v2", self._held.pop())
 
     def synchronise(self) -> None:
-        """Waits for everything that was started. Raises what a kernel has failed with."""
+        """Waits for everything that was started. Raises RuntimeError where a kernel has failed."""
         self._call("cuCtxSynchronize")

@@ -1,8 +1,8 @@
 """The steps of on_card.py, which runs each in a process of its own: `python benchmarks/gpu/card_steps.py NAME [--dry-run]`.
 
-Answers are lines of JSON on the standard output, printed as they come. A step that cannot run here says {"not_run": why} and exits
-with on_card.NOT_RUN; one that finds something wrong, or finds nothing out, exits with 1. Its last line may be a "tally" of its
-answers.
+Answers are lines of JSON on the standard output, printed as they come. A step that cannot run here prints {"not_run": why} and
+exits with on_card.NOT_RUN. A step that finds something wrong, or finds nothing out, exits with 1. Its last line may be a "tally" of
+its answers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 GOLDEN = CARRIED / "golden"
 GOLDEN_LIMIT = 12  # seconds for one problem
 AT_ONCE = min(4, os.cpu_count() or 1)  # processes that share the card where nothing is timed
-SANITIZED = (  # every family once, and small
+SANITIZED = (  # every family once, by a small problem
     "resident_batch", "resident_small", "resblock_batch", "staged_one_by_one", "tail_floats", "few_outputs", "head", "region_sm80",
     "quantize_packed", "quantize_many", "int16_in_place", "int16_quantize", "depths", "image_bits",
 )  # fmt: skip
@@ -42,19 +42,19 @@ SECTIONS = (
     "LaunchStats", "Occupancy",
 )  # fmt: skip
 SIZES = (512, 128)
-FRACTION = 8  # of features of 16 bits where they are timed
+FRACTION = 8  # the fraction of 16-bit features where they are timed
 
 
 class NotRun(Exception):
-    """Why a step cannot run here."""
+    """The reason why a step cannot run here."""
 
 
-_answers: TextIO | None = None  # where answers go once all else that is printed goes elsewhere
+_answers: TextIO | None = None  # the stream of the answers, once everything else that is printed goes elsewhere
 
 
 def answers_alone() -> None:
-    """From now on the standard output has answers and nothing else: what libraries print, pytest's dots for one, would come into
-    the middle of a line, and pytest would keep back what is printed while it runs."""
+    """Keeps the standard output for answers from now on. Text that libraries print, such as pytest's dots, would come into the
+    middle of a line, and pytest would keep back what is printed while it runs."""
     global _answers
     sys.stdout.flush()
     _answers = os.fdopen(os.dup(1), "w")
@@ -66,7 +66,7 @@ def say(**answer: Any) -> None:
 
 
 def tool(name: str) -> str:
-    """Where a tool of CUDA's toolkit is."""
+    """The path of a tool of CUDA's toolkit."""
     found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
     if found is None:
         raise NotRun(f"no {name} on PATH or in /usr/local/cuda/bin")
@@ -74,7 +74,8 @@ def tool(name: str) -> str:
 
 
 def golden_files(names: Iterable[str] | None = None) -> list[Path]:
-    """The problems that were carried along, all or those named (without their number), in order."""
+    """The files of golden problems that were carried along, in order: all of them, or those with these names (without their
+    number)."""
     files = sorted(GOLDEN.glob("*.npz"))
     if not files:
         raise NotRun("no golden problems in build/on_card/golden: on_card.py --prepare makes them")
@@ -86,7 +87,7 @@ def tally(results: Iterable[str]) -> dict[str, int]:
 
 
 def end(text: str | bytes | None) -> str:
-    """Of what a process has said."""
+    """The end of what a process has printed."""
     return (text.decode(errors="replace") if isinstance(text, bytes) else text or "").strip()[-TAIL:]
 
 
@@ -141,7 +142,7 @@ def probe(dry: bool) -> int:
 
 
 def golden_one(path: Path) -> dict[str, Any]:
-    """The answer of a problem that runs in a process of its own: a kernel that faults or hangs takes nothing else with it."""
+    """The answer of a problem that runs in a process of its own, so that a kernel that faults or hangs stops nothing else."""
     command = [sys.executable, str(Path(__file__).with_name("golden_run.py")), str(path)]
     facts = {"golden": path.stem}
     try:
@@ -155,8 +156,8 @@ def golden_one(path: Path) -> dict[str, Any]:
 
 
 def of_another_card(answer: dict[str, Any]) -> bool:
-    """Whether a problem is for another compute capability: the one reason for which it need not run here."""
-    reasons = ("needs compute capability ", "the device has another compute capability")  # golden_run.py's, the library's
+    """Tells whether a problem is for another compute capability, which is the one reason for which it need not run here."""
+    reasons = ("needs compute capability ", "the device has another compute capability")  # of golden_run.py and of the library
     return answer["result"] == "unsupported" and any(reason in answer.get("reason", "") for reason in reasons)
 
 
@@ -204,7 +205,7 @@ def sanitizer(dry: bool) -> int:
 
 
 def metrics_of(text: str) -> dict[str, dict[str, str]]:
-    """{section: {metric with its unit: value}} of what ncu prints as CSV behind its messages."""
+    """The metrics that ncu prints as CSV behind its messages: {section: {metric with its unit: value}}."""
     lines = text.splitlines()
     begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     found: dict[str, dict[str, str]] = {}
@@ -226,7 +227,7 @@ def ncu(dry: bool) -> int:
     results, read = [], set()
     for path in golden_files(wanted):
         target = [sys.executable, str(Path(__file__).with_name("golden_run.py")), str(path), "--size", "512x512", "--repeat", "2"]
-        # The clocks are left alone; the second launch of two is read.
+        # ncu leaves the clocks as they are, and reads the second of two launches.
         command = [profiler, "--clock-control", "none", "--launch-skip", "1", "--launch-count", "1", *sections]
         command += ["--csv", "--page", "details", *target]
         try:
@@ -250,7 +251,8 @@ def ncu(dry: bool) -> int:
 
 
 def needs_torch(dry: bool) -> None:
-    """A card that torch can use, or a pretended one; before anything is imported that asks for it."""
+    """Makes sure that there is a card that torch can use, or a pretended one. It must run before anything is imported that asks for
+    a card."""
     import pretend
 
     if dry:
@@ -262,14 +264,14 @@ def needs_torch(dry: bool) -> None:
 
 
 class Recorder:
-    """What pytest finds, as it comes: failures in words, the rest as a tally. Tests of the CUDA library come before Triton's, which
-    compile for minutes."""
+    """Prints what pytest finds, as it comes: failures in words, and the rest as a tally. Tests of the CUDA library run before those
+    of Triton, which compile for minutes."""
 
     def __init__(self) -> None:
         self.outcomes: list[str] = []
 
     def pytest_collection_modifyitems(self, items: list) -> None:
-        items.sort(key=lambda item: "triton" in item.name)  # keeps the order of each
+        items.sort(key=lambda item: "triton" in item.name)  # this keeps the order within each of the two groups
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" or report.outcome != "passed":
@@ -290,7 +292,7 @@ def tests(dry: bool) -> int:
 
 
 class Layers:
-    """Times of layers, said as they come, beside what each takes at least."""
+    """Times layers and prints each time as it comes, beside the least time that the layer can take."""
 
     def __init__(self, dry: bool) -> None:
         import torch
@@ -307,7 +309,7 @@ class Layers:
         self.clock = 0 if dry else card_clock()
 
     def time(self, name: str, work: Callable[[], object], **facts: Any) -> None:
-        """Microseconds of a run, recorded; where it cannot run, the reason is its answer."""
+        """Prints the microseconds of a recorded run, or the reason where it cannot run."""
         from adabm_kernels.native import Unsupported
 
         try:
@@ -318,7 +320,8 @@ class Layers:
             self.results.append("unsupported")
 
     def proven(self, name: str, check: Callable[[], object], **facts: Any) -> bool:
-        """Whether a check holds. Where it does not, that is the layer's answer: it is not to be timed."""
+        """Tells whether a check holds. Where it does not, this is printed as the answer of the layer, which must then not be
+        timed."""
         try:
             check()
         except AssertionError as error:
@@ -328,7 +331,7 @@ class Layers:
         return True
 
     def convolution(self, name: str, work: Callable[[], object], conv: Any, bits: int, pixels: int, moved: int) -> None:
-        """The same of a convolution of codes of `bits` bits, with the microseconds that it takes at least: by what is counted of
+        """Prints the microseconds of a convolution of codes of `bits` bits, beside the least that it can take: by the counts for
         its kernel (backends/counted.py) at the card's highest clock, and by the bytes that it moves at the rate of a copy."""
         from adabm_kernels.backends import counted
 
@@ -340,14 +343,14 @@ class Layers:
 
 
 def card_clock() -> float:
-    """The highest of the card's multiprocessors, in hertz."""
+    """The highest clock of the card's multiprocessors, in hertz."""
     from card_memory import Card
 
     return Card().attribute("clock_khz") * 1e3
 
 
 def network(dry: bool) -> Any:
-    """EDSR-baseline x4 as on_card.py --prepare has converted it, with its float weights, on the card."""
+    """EDSR-baseline x4 on the card with its float weights, as on_card.py --prepare has converted it."""
     if dry:
         return small_network()
     if not NETWORK.exists():
@@ -358,7 +361,7 @@ def network(dry: bool) -> Any:
 
 
 def small_network() -> Any:
-    """What stands for it in a dry run."""
+    """The network that stands for it in a dry run."""
     import torch
     from bench_gpu_networks import photos
 

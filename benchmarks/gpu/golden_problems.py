@@ -32,12 +32,12 @@ from adabm_kernels.backends.call import EVERYWHERE, FEATURES, Conv, DepthRule, O
 from adabm_kernels.quantize import act_grid, packed_pitch, padded_channels, to_fixed  # noqa: E402
 from adabm_kernels.regions import Depths, Region, tiles_of  # noqa: E402
 
-HEIGHT, WIDTH = 35, 70  # of images: a tile of 32x16 pixels inside, and a part of one at every border
+HEIGHT, WIDTH = 35, 70  # the size of images: a tile of 32x16 pixels inside, and a part of a tile at every border
 Tensors = dict[str, torch.Tensor | None]
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """An output as golden_run.py has it before the call."""
+    """An output with the contents that golden_run.py gives it before the call."""
     size = torch.empty(shape, dtype=dtype)
     return torch.from_numpy(np.full(size.nbytes, POISON, np.uint8)).view(dtype).view(shape).clone()
 
@@ -60,15 +60,15 @@ def described(struct: ctypes.Structure, tensors: Tensors) -> dict[str, Any]:
 
 
 def keep_beyond(codes: torch.Tensor, bits: torch.Tensor) -> None:
-    """Poison behind the codes of each image of a packed buffer, where kernels write nothing."""
+    """Puts poison behind the codes of each image of a packed buffer, where kernels write nothing."""
     n, h, w, c4 = codes.shape
     for image, width in enumerate(bits.tolist()):
         codes[image].view(-1)[h * w * packed_pitch(c4, width) :] = POISON
 
 
 def instance_of(problem: ConvProblem, seed: int, signed: bool, fraction: int | None = None) -> ConvInstance:
-    """The problem with data that compresses well. signed: weights of the signed grid, shaped as calibration leaves them. fraction:
-    of a residual of 16 bits, None for float32."""
+    """The problem with data that compresses well. signed: whether weights are on the signed grid, with the distribution that
+    calibration gives. fraction: the fraction of a 16-bit residual, None for float32."""
     instance = instantiate(problem, seed)
     if signed:
         set_weights(instance, bell_codes(problem.weight_bits, problem.outputs, problem.channels), "signed", "auto")
@@ -79,7 +79,8 @@ def instance_of(problem: ConvProblem, seed: int, signed: bool, fraction: int | N
 
 
 def conv_of(instance: ConvInstance, packed: bool, place: Place, fraction: int | None = None) -> Conv:
-    """What backends take, with a `packed` that stands for the weights. fraction: of features of 16 bits, None for float32."""
+    """The arguments that backends take, with a `packed` that stands for the weights. fraction: the fraction of 16-bit features,
+    None for float32."""
     layer = instance.layer
     x_q = reference.pack_codes(instance.x_q, instance.bits) if packed else instance.x_q
     tables = (layer.weight, torch.zeros(1, dtype=torch.uint8), layer.alpha, layer.beta, layer.slope)
@@ -89,7 +90,7 @@ def conv_of(instance: ConvInstance, packed: bool, place: Place, fraction: int | 
 
 
 def outputs_of(conv: Conv, which: str) -> dict[str, torch.Tensor]:
-    """Poisoned outputs: y, q (y_q), a (y_acc) and i (y_image)."""
+    """Poisoned outputs. which: the letters of those that are wanted: y, q (y_q), a (y_acc) and i (y_image)."""
     n, h, w, _ = conv.x_q.shape
     channels = conv.weight.shape[-4] // conv.shuffle**2
     size = (n, h * conv.shuffle, w * conv.shuffle)
@@ -101,7 +102,7 @@ def outputs_of(conv: Conv, which: str) -> dict[str, torch.Tensor]:
 
 
 def compute(conv: Conv, packed: bool, outputs: dict[str, torch.Tensor]) -> None:
-    """The reference's answers, in place."""
+    """Computes the reference's answers into the outputs."""
     conv = replace(conv, packed_codes=packed)
     if "y" in outputs or "y_q" in outputs:
         reference.conv2d_out(conv, Outputs(outputs.get("y"), outputs.get("y_q")))
@@ -114,7 +115,7 @@ def compute(conv: Conv, packed: bool, outputs: dict[str, torch.Tensor]) -> None:
 
 
 def fields_of(conv: Conv, packing: int, outputs: dict[str, torch.Tensor], names: Tensors, **settings: Any) -> dict[str, Any]:
-    """The struct of the call. names: of every tensor in it."""
+    """The fields of the struct of the call. names: every tensor in it by its name."""
     to = Outputs(outputs.get("y"), outputs.get("y_q"))
     args, _held = structs.conv2d_args(conv, to, packed_codes=packing, border_kernels=conv.weight.dim() == 6, **settings)
     for name in ("y_acc", "y_image"):
@@ -124,7 +125,7 @@ def fields_of(conv: Conv, packing: int, outputs: dict[str, torch.Tensor], names:
 
 
 def tensors_of(conv: Conv, suffix: str = "") -> Tensors:
-    """By the names that the file has for them."""
+    """The tensors of a convolution by the names that the file has for them."""
     found = {name: tensor for name, tensor in conv.tensors.items() if name != "packed"}
     return {f"{name}{suffix}": tensor for name, tensor in found.items()} | {f"packed{suffix}": conv.packed}
 
@@ -146,8 +147,12 @@ def convolution(
     family: str, problem: ConvProblem, outputs: str = "yq", *, packed: bool = False, signed: bool = True, region: bool = False,
     configs: str = "", by_class: bool = False, in_place: bool = False, fraction: int | None = None,
 ) -> Golden:  # fmt: skip
-    """outputs: as in `outputs_of`. packed: codes in and out are packed. by_class: a kernel for every border class. in_place: y is
-    the residual. fraction: of features of 16 bits, None for float32. The rest: see `instance_of` and `Golden`."""
+    """A problem with one convolution.
+
+    outputs: the same letters as in `outputs_of`. packed: whether codes in and out are packed. by_class: whether every border class
+    has a kernel. in_place: whether y is the residual. fraction: the fraction of 16-bit features, None for float32. The other
+    arguments are those of `instance_of` and `Golden`.
+    """
     instance = instance_of(problem, 0, signed and problem.kernel == 3 and not by_class, fraction)
     if by_class:
         k, r, s, c = instance.layer.weight.shape
@@ -161,7 +166,7 @@ def convolution(
         made["y"] = started["y"] = conv.residual
         started = arrays({"y": conv.residual.clone()})
         conv = replace(conv, residual=made["y"])
-    names = tensors_of(conv) | made  # y before the residual of the same name where they are one
+    names = tensors_of(conv) | made  # where y is the residual, both pointers get the name y
     packing = (native.PACKED_X | (native.PACKED_Y if "q" in outputs else 0)) if packed else 0
     fields = fields_of(conv, packing, made, names)
     compute(replace(conv, residual=conv.residual.clone() if in_place else conv.residual), packed, made)
@@ -182,7 +187,8 @@ def residual_block(
     problem: ConvProblem, outputs: str = "yq", *, packed: bool = False, region: bool = False, configs: str = "resblock",
     fraction: int | None = None,
 ) -> Golden:  # fmt: skip
-    """problem: of the first convolution, whose out_bits are the codes' between them. The rest: as of `convolution`."""
+    """A problem with a residual block. problem: the first convolution, whose out_bits are those of the codes between the two. The
+    other arguments are the same as for `convolution`."""
     first = instance_of(replace(problem, residual=False), 0, True)
     between = tuple(first.out_bits.tolist())
     second = instance_of(replace(problem, bits=between, out_bits=problem.bits, activation="none", residual=True), 1, True, fraction)
@@ -191,7 +197,7 @@ def residual_block(
     inner = torch.empty_like(b.x_q)
     middle = a if not region else replace(a, place=Place(place.depth, (*place.region[:8], 0, 255, 0)))
     unpacked = replace(middle, x_q=first.x_q)
-    reference.conv2d_out(unpacked, Outputs(y_q=inner.zero_()))  # what is passed on in the middle is the codes of 0
+    reference.conv2d_out(unpacked, Outputs(y_q=inner.zero_()))  # between the convolutions, passed-on pixels are the codes of 0
     b = replace(b, x_q=inner)
     made = outputs_of(b, outputs)
     names = tensors_of(b, "2") | tensors_of(a) | made
@@ -205,7 +211,7 @@ def residual_block(
 
 
 def compute_second(conv: Conv, packed: bool, outputs: dict[str, torch.Tensor]) -> None:
-    """As `compute`, where only what comes out is packed."""
+    """Computes the reference's answers of the second convolution, whose input codes are not packed yet."""
     if packed:
         conv = replace(conv, x_q=reference.pack_codes(conv.x_q, conv.x_bits))
     compute(conv, packed, outputs)
@@ -220,7 +226,8 @@ def quantisation(
     strided: bool = False,
     fraction: int | None = None,
 ) -> Golden:
-    """strided: the channels of a pixel lie together. fraction: of features of 16 bits, None for float32."""
+    """A problem with a quantisation. strided: whether the channels of a pixel lie together. fraction: the fraction of 16-bit
+    features, None for float32."""
     g = torch.Generator().manual_seed(channels)
     bits = torch.tensor([2, 5, 8], dtype=torch.int32)
     height, width = 18, 37
@@ -231,7 +238,7 @@ def quantisation(
     y_q = poisoned((3, height, width, padded_channels(channels)), torch.uint8)
     place = depths(3, height, width) if region else EVERYWHERE
     if region:
-        place = replace(place, region=(*place.region[:8], 1, 0, 0))  # a quantisation passes nothing on
+        place = replace(place, region=(*place.region[:8], 1, 0, 0))  # a quantisation passes no pixels on
     read = Quantization(x, offset, grid, bits, fraction or 0, packed, place=place)
     settings = {"packed_codes": native.PACKED_Y} if packed else {"y_channels": y_q.shape[3]}
     args, _held = structs.quantize_args(read, y_q, **settings)
@@ -246,7 +253,7 @@ def quantisation(
 
 
 def quantisation_many(targets: int, channels: int = 64) -> Golden:
-    """The same features, channels last, on several grids and bits."""
+    """A problem that quantises the same features, channels last, on several grids and to several bits."""
     g = torch.Generator().manual_seed(1)
     x = (torch.randn(2, channels, 18, 37, generator=g) * 32).round() / 32
     x = x.contiguous(memory_format=torch.channels_last)
@@ -279,7 +286,8 @@ def tile_depths() -> Golden:
 
 
 def image_bits() -> Golden:
-    """The bits alone: the measure's own sum may be rounded another way, and its images are far from the thresholds."""
+    """A problem about the bits of images alone. The sum of the image measure may be rounded in another way, and its images lie far
+    from the thresholds."""
     g = torch.Generator().manual_seed(3)
     x = (torch.rand(3, 3, 65, 130, generator=g) * 255).round() * torch.tensor([0.02, 0.4, 1.0]).view(3, 1, 1, 1)
     measure = ops.image_measure(x, backend="reference")
@@ -302,13 +310,14 @@ def image_bits() -> Golden:
 
 
 def body(bits: tuple[int, ...], out_bits: tuple[int, ...] | None = None, **settings: Any) -> ConvProblem:
-    """A layer of a network's body, 64 to 64 channels, 3x3 unless `settings` say otherwise."""
+    """A layer of a network's body, 3x3 from 64 to 64 channels unless `settings` differ."""
     sizes = {"height": HEIGHT, "width": WIDTH, "channels": 64, "outputs": 64} | settings
     return ConvProblem("body", **sizes, bits=bits, out_bits=out_bits)
 
 
-# By name; the most telling first, which is also the order in which they are run. On compute capability 9.0 "resident", "staged" and
-# "resblock" are kernels of its own, by wgmma; all else, and all of them on other cards, are those of 8.0 and newer.
+# Problems by name, the most telling first, which is also the order in which they run. On compute capability 9.0, "resident",
+# "staged" and "resblock" are kernels of that architecture, by wgmma. All other kernels, and all kernels on other cards, are those
+# of 8.0 and newer.
 PROBLEMS: dict[str, Callable[[], Golden]] = {
     "resident_a8": lambda: convolution("resident", body((8,), activation="relu"), "q"),
     "resident_a4_packed": lambda: convolution("resident", body((4,), activation="relu"), "q", packed=True),
@@ -377,8 +386,8 @@ PROBLEMS: dict[str, Callable[[], Golden]] = {
 
 
 def make(folder: Path, only: list[str] | None = None) -> list[Path]:
-    """Writes the problems (all, or those named) as folder/NN_NAME.npz, and takes away files of earlier ones. Raises ValueError for
-    a name that is none of PROBLEMS."""
+    """Writes all problems, or the named ones, as folder/NN_NAME.npz, and removes files of earlier problems. Raises ValueError for a
+    name that is not in PROBLEMS."""
     unknown = sorted(set(only or ()) - set(PROBLEMS))
     if unknown:
         raise ValueError(f"golden_problems: only must be names of {sorted(PROBLEMS)}, got {unknown}")

@@ -32,11 +32,11 @@ from adabm_kernels import native  # noqa: E402
 class Golden:
     """One call of an entry of the CUDA library.
 
-    family: the kernel that it is there for. structs: (name of a class of native.py, its fields); a pointer is the name of an array,
-    and that of packed weights the name of the weights. inputs, wanted: arrays by name. started: what an output holds before the
-    call, where that is not poison. scratch: bytes of outputs that nobody compares. major: the compute capability that the call
-    needs, 0 for any. configs: kernel of native.KERNELS whose configurations all give this, or "" for the one that the library
-    chooses.
+    family: the kernel that the call is to test. structs: the name of a class of native.py, and its fields; a pointer is the name of
+    an array, and that of packed weights is the name of the weights. inputs, wanted: arrays by name. started: the contents of an
+    output before the call, where they are not poison. scratch: bytes of outputs that nobody compares. major: the compute capability
+    that the call needs, 0 for any. configs: the kernel of native.KERNELS whose configurations all give this answer, or "" for the
+    one that the library chooses.
     """
 
     family: str
@@ -68,9 +68,11 @@ class Golden:
         return cls(**facts, inputs=groups["in"], wanted=groups["want"], started=groups["start"])
 
     def enlarged(self, height: int, width: int) -> Golden:
-        """The same convolutions on images of another size, made of repeated ones, for a profiler: their right results are unknown.
+        """The same convolutions on images of another size, which repeat the given ones. It is for a profiler: the right results are
+        unknown.
 
-        Packed codes are repeated as if they were not, which makes others of them. Raises ValueError where there is a region.
+        Packed codes are repeated as if they were not packed, which makes other codes of them. Raises ValueError where there is a
+        region.
         """
         if any(fields.get("region") for _, fields in self.structs):
             raise ValueError("enlarged: the call must have no region, got one: its map of depths is of the size it was made for")
@@ -96,7 +98,7 @@ class Golden:
 
 
 class Memory(Protocol):
-    """Where kernels find their operands: a card's (card_memory.Card), or the host's in the tests."""
+    """The memory in which kernels find their operands: that of a card (card_memory.Card), or that of the host in the tests."""
 
     index: int
 
@@ -119,7 +121,7 @@ def packed(library: native.Library, weight: np.ndarray, box_filter: int, shuffle
 
 
 def prepare(golden: Golden, library: native.Library, memory: Memory) -> tuple[Callable[[int], None], dict[str, int]]:
-    """The call, by the number of a configuration, and where its outputs are."""
+    """Returns two values: the call, a function of the number of a configuration, and the addresses of its outputs by name."""
     places = {name: memory.upload(array) for name, array in golden.inputs.items()}
     outputs = {name: memory.reserve(count) for name, count in golden.scratch.items()}
     for name, want in golden.wanted.items():
@@ -154,7 +156,8 @@ def prepare(golden: Golden, library: native.Library, memory: Memory) -> tuple[Ca
 
 
 def difference(got: np.ndarray, want: np.ndarray) -> dict[str, Any]:
-    """How many elements differ and the first that does; empty where none does (as torch.equal has it: -0 is 0, NaN is nothing)."""
+    """The number of elements that differ, and the first of them; empty where none differs. As in torch.equal, -0 equals 0, and NaN
+    equals nothing."""
     unequal = np.argwhere(got != want)
     if not len(unequal):
         return {}
@@ -171,7 +174,8 @@ def configurations(golden: Golden, library: native.Library) -> list[int]:
 
 
 def run(golden: Golden, library: native.Library, memory: Memory) -> dict[str, Any]:
-    """{"result": "equal"}, "different" with what differs by output and configuration, or "unsupported" with the reason."""
+    """Runs one problem. The "result" is "equal", "different" with the differences by output and configuration, or "unsupported"
+    with the reason."""
     found: dict[str, Any] = {}
     for config in configurations(golden, library):
         try:
@@ -192,7 +196,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def answer(path: Path, library: native.Library, card: Card, enlarged: tuple[int, int] | None, repeat: int) -> dict[str, Any]:
-    """What a line says of one problem: its name and family, and "result". A bare card compares nothing."""
+    """The line about one problem: its name and family, and "result". On a bare card nothing is compared."""
     golden = Golden.load(path)
     facts: dict[str, Any] = {"golden": path.stem, "family": golden.family}
     if golden.major and golden.major != card.attribute("major"):

@@ -1,4 +1,4 @@
-"""Where and when something was measured on a card: what every entry of a table says of itself."""
+"""The place and time of a measurement on a card, which every entry of a table states."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ from sass.families import Family  # noqa: E402
 from adabm_kernels.backends.rates import Rates, rates  # noqa: E402
 from adabm_kernels.quantize import storage_bits  # noqa: E402
 
-STRIP = 128  # pixels
+STRIP = 128  # pixels of a strip
 
 
 def pixel_bytes(family: Family) -> float:
-    """Bytes that one pixel takes from and to memory once: codes in and out, features in and out, float32 or int16. Weights and
-    tables are left out."""
+    """The bytes that one pixel moves from and to memory once: codes in and out, and features in and out, float32 or int16. Weights
+    and tables are left out."""
     problem = family.problem
     stored = storage_bits(problem.bits[0]) if family.packed else 8
     stored_out = storage_bits(problem.out_bits[0]) if family.packed else 8
@@ -44,8 +44,12 @@ def pixel_bytes(family: Family) -> float:
 
 @dataclass(frozen=True)
 class Strip:
-    """Clocks of a multiprocessor for one strip of results; of a tile's where a warpgroup has more to do, shared out among them.
-    alone: how long the slowest warp takes for its part, were nothing else there."""
+    """Clocks of a multiprocessor for one strip of results. Where a warpgroup has more than one strip to do, they are an equal share
+    of the tile's clocks.
+
+    issue: for issuing instructions. tensor: for the tensor cores. memory: for the share of the card's memory. alone: the clocks
+    that the slowest warp takes for its part where nothing else runs.
+    """
 
     issue: float
     tensor: float
@@ -57,12 +61,13 @@ class Strip:
         return max(("issue", "tensor", "memory"), key=lambda name: getattr(self, name))
 
 
-# Blocks of the kernels of 8.x side by side on a multiprocessor: their registers allow four (docs/gpu_cuda.md).
+# The number of blocks of the kernels of 8.x that run side by side on a multiprocessor: their registers allow four
+# (docs/gpu_cuda.md).
 BLOCKS_SM80 = 4
 
 
 def strip_of(family: Family, found: dict[str, slots.Role], row: Rates) -> Strip:
-    """Every scheduler has a warp of each warpgroup, so that what these issue adds up."""
+    """The clocks of a strip. Every scheduler has a warp of each warpgroup, so that the issue slots of these warps add up."""
     strips = sum(role.strips for role in found.values() if not role.name.startswith("first"))
     issue = sum(role.slots for role in found.values()) / strips
     # Four warps of a warpgroup, or of a block, share a multiprocessor's tensor cores.
@@ -73,7 +78,7 @@ def strip_of(family: Family, found: dict[str, slots.Role], row: Rates) -> Strip:
 
 
 def pixels_of(family: Family) -> float:
-    """Results of a strip: fewer where neighbouring tiles of a residual block share what they compute."""
+    """The results of a strip. There are fewer where neighbouring tiles of a residual block compute the same pixels."""
     rows, columns = family.tile
     return rows * columns / (-(-columns // 8)) if family.on_wgmma else STRIP
 
@@ -95,8 +100,9 @@ def table(chosen: list[Family], kinds: bool) -> None:
         print(f"| {family} | **all, a strip** | | | {clocks} | {strip.bound} |", flush=True)
 
 
-# EDSR-baseline x4 as it runs on 9.0, by how its features are stored (recipe "best" holds them in 16 bits): each layer's family, and
-# how often it comes. The tail is the collapsed upsampler, here with one kernel for all pixels and floats as its output.
+# The layers of EDSR-baseline x4 as it runs on 9.0, by how its features are stored (recipe "best" stores them in 16 bits): the
+# family of each layer, and how often it occurs. The tail is the collapsed upsampler, here with one kernel for all pixels and with
+# floats as its output.
 TAIL = ("sm_90 staged, 5x5 to the image", 1)
 NETWORKS = {
     "float32": [
@@ -115,7 +121,7 @@ NETWORKS = {
 
 
 def over_images(side: int = 512) -> None:
-    """What a warp of each role executes for a strip in the mean over an image, borders included."""
+    """Prints the instructions that a warp of each role executes for a strip, as a mean over an image, borders included."""
     print(f"| over an image of {side}x{side} | warp | strips | issue slots of all | a strip or tile | at most, aim |")
     print("|---|---|---|---|---|---|")
     for family in families.FAMILIES:
@@ -147,7 +153,8 @@ def networks(side: int = 512) -> None:
 
 
 def network(features: str, layers: list[tuple[str, int]], side: int, row: Rates) -> None:
-    """Milliseconds of one image, by layer. A multiprocessor takes tile after tile, so that rounds of tiles are whole."""
+    """Prints the milliseconds of one image, by layer. A multiprocessor takes tile after tile, so that only whole rounds of tiles
+    occur."""
     total, alone, sums = 0.0, 0.0, []
     print(f"\nFeatures of {features}:\n")
     print(
@@ -160,7 +167,7 @@ def network(features: str, layers: list[tuple[str, int]], side: int, row: Rates)
         strip = strip_of(family, found, row)
         strips = -(-family.tile[1] // 8) if family.on_wgmma else 1
         tiles = tiles_of(family, side)
-        # Blocks of the kernels of 8.x end with their tile: several run side by side, and rounds need not be whole.
+        # A block of the kernels of 8.x ends with its tile, and several run side by side, so that rounds need not be whole.
         rounds = -(-tiles // row.multiprocessors) if family.on_wgmma else tiles / row.multiprocessors
         clocks = strips * max(strip.issue, strip.tensor)
         compute, memory = rounds * clocks / row.gigahertz / 1e3, pixel_bytes(family) * side**2 / row.memory * 1e6

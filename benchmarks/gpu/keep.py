@@ -1,4 +1,4 @@
-"""What the scripts have in common that measure a card and keep the figures: their options, and the table that figures go into."""
+"""The common part of scripts that measure a card and store the figures: their options, and the table that the figures go into."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pretend
 
 
 def main(description: str, package: Path, user: Path, tune: Callable[[Path], None]) -> None:
-    """Runs `tune`, which adds what it measures to the table that it is given: the user's or, with --package, the package's."""
+    """Runs `tune` with the table to which it adds what it measures: the user's or, with --package, the package's."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", action="store_true", help="into the table that comes with the package")
     pretend.asked(parser)

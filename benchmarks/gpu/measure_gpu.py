@@ -39,7 +39,8 @@ def run(*command: str) -> None:
 
 
 def table(run: dict) -> str:
-    """The benchmarks by group: time of one forward or call, spread, times the group's fastest, and the most memory held."""
+    """The benchmarks as a table by group: the time of one forward pass or call, the spread, the ratio to the fastest of the group,
+    and the most memory held."""
     cards = {bench["extra_info"].get("gpu") for bench in run["benchmarks"]} - {None}
     facts = run["machine_info"]["adabm"]
     place = f"{run['datetime'][:10]}, torch {facts['torch']}, commit {facts['commit']}"

@@ -35,22 +35,23 @@ CARRIED = ROOT / "build" / "on_card"
 NETWORK = CARRIED / "edsr_baseline_x4.safetensors"
 LIBRARIES = ROOT / "adabm_kernels" / "_lib"
 RESULTS = ROOT / "benchmarks" / "results"
-BUDGET = 480  # seconds for all steps: the sum of their limits
-LEAST = 3  # seconds that must be left for a step to be begun
-NOT_RUN = 77  # exit status of a step that cannot run here; its last answer says why
-TAIL = 1500  # characters of what a step that failed has said
+BUDGET = 480  # the sum of the limits of all steps, in seconds
+LEAST = 3  # the least seconds that must be left for a step to begin
+NOT_RUN = 77  # the exit status of a step that cannot run here; its last answer says why
+TAIL = 1500  # the most characters that are kept of the output of a step that failed
 
 
 @dataclass(frozen=True)
 class Step:
-    """One process, `card_steps.py NAME`. limit: seconds, after which it is killed with all that it has started."""
+    """One process, `card_steps.py NAME`. limit: the seconds after which it is killed, together with all processes that it has
+    started."""
 
     name: str
     limit: float
     asks: str
 
 
-STEPS = (  # most telling first
+STEPS = (  # the most telling steps come first
     Step("card", 10, "name, compute capability, clocks, versions, and what was carried"),
     Step("probe", 20, "matrix descriptors and the proxy fence of 9.0; rates of the matrix products"),
     Step("golden", 50, "a call of every family of kernels, each in a process of its own, against answers made beforehand"),
@@ -72,7 +73,7 @@ def step_command(dry: bool) -> Command:
 
 @dataclass
 class Journal:
-    """A file of answers, each a line of JSON that is on the disk before the next is made."""
+    """A file of answers. Each is a line of JSON that is on the disk before the next one is made."""
 
     path: Path
     begun: float = field(default_factory=time.monotonic)
@@ -82,7 +83,7 @@ class Journal:
         self._lock = threading.Lock()
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n") and self.path.stat().st_size
         self._file = self.path.open("a")
-        if torn:  # a machine that went away while it wrote
+        if torn:  # the machine went away while it wrote
             self._file.write("\n")
 
     def add(self, answer: dict[str, Any]) -> None:
@@ -93,7 +94,7 @@ class Journal:
 
 
 def answers(path: Path) -> list[dict[str, Any]]:
-    """The answers in a journal; what is no whole line of JSON is left out."""
+    """The answers in a journal. A line that is no whole JSON is left out."""
     found = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
@@ -105,7 +106,7 @@ def answers(path: Path) -> list[dict[str, Any]]:
 
 
 def ended_well(path: Path) -> dict[str, dict[str, Any]]:
-    """{step: its end} of those whose last end in a journal is "ok"."""
+    """The steps whose last end in a journal is "ok": {step: its end}."""
     ends = {answer["step"]: answer for answer in answers(path) if "status" in answer}
     return {name: end for name, end in ends.items() if end["status"] == "ok"}
 
@@ -140,7 +141,7 @@ def run_step(step: Step, command: list[str], limit: float, journal: Journal) -> 
             timed_out = False
         except subprocess.TimeoutExpired:
             status, timed_out = None, True
-        _kill(process)  # what it has left running, too
+        _kill(process)  # this ends what the process has left running, too
         reader.join(timeout=5)
         errors.seek(0)
         tail = ("".join(said)[-TAIL:] + errors.read()[-TAIL:]).strip()
@@ -156,7 +157,7 @@ def run_step(step: Step, command: list[str], limit: float, journal: Journal) -> 
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """The process and all that it has started; one that the driver holds on to is left behind."""
+    """Kills the process and all that it has started. A process that the driver holds on to is left behind."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -168,10 +169,10 @@ def _kill(process: subprocess.Popen) -> None:
 
 
 def run_all(steps: tuple[Step, ...], command: Command, journal: Journal, budget: float, done: dict[str, dict]) -> dict[str, dict]:
-    """Runs the steps in their order and journals the end of each. done: ends of steps that are not to be run again.
+    """Runs the steps in their order and journals the end of each. done: the ends of steps that are not to be run again.
 
-    No step is begun with less than LEAST seconds of the budget left, and none gets more than is left. Where the step "card" finds
-    none, the others do not run, for the same reason.
+    No step begins with less than LEAST seconds of the budget left, and none gets more than is left. Where the step "card" finds no
+    card, the other steps do not run, for the same reason.
     """
     ends, no_card = {}, ""
     for step in steps:
@@ -193,14 +194,14 @@ def run_all(steps: tuple[Step, ...], command: Command, journal: Journal, budget:
 
 
 def described(end: dict[str, Any]) -> str:
-    """A step's end in a line."""
+    """The end of a step in one line."""
     tally = ", ".join(f"{count} {name}" for name, count in end.get("tally", {}).items())
     return f"{end['status']}, {end['seconds']:.1f} s" + "".join(f": {part}" for part in (tally, end.get("reason")) if part)
 
 
 def prepare() -> None:
-    """Makes build/on_card: the probes' library, golden problems, EDSR-baseline x4 with random weights, and what was made of which
-    sources. Minutes, most of them for the network, which is kept where it is there already."""
+    """Makes build/on_card: the library of the probes, golden problems, EDSR-baseline x4 with random weights, and a note of the
+    sources that all this was made of. It takes minutes, most of them for the network, which is kept where it is there already."""
     sys.path.insert(0, str(ROOT))
     import golden_problems
     import probes
@@ -224,7 +225,7 @@ def prepare() -> None:
 
 
 def chosen(text: str) -> list[str]:
-    """Names of STEPS, separated by commas."""
+    """The names of STEPS in a text, separated by commas."""
     names = text.split(",")
     unknown = [name for name in names if name not in NAMES]
     if unknown:
@@ -263,10 +264,10 @@ def main() -> int:
         prepare()
         return 0
     name = f"on-card-{datetime.date.today().isoformat()}.jsonl"
-    # A dry run leaves nothing among results.
+    # A dry run leaves no file among the results.
     path = args.out or (Path(tempfile.mkdtemp()) if args.dry_run else RESULTS) / name
     steps = tuple(step for step in STEPS if not args.only or step.name in args.only)
-    if args.dry_run:  # the CPU takes the time that it takes
+    if args.dry_run:  # the CPU takes longer
         steps = tuple(replace(step, limit=10 * step.limit) for step in steps)
     done = ended_well(path) if args.resume else {}
     journal = Journal(path)

@@ -1,8 +1,8 @@
 """A pretended card, for `--dry-run`: the GPU benchmarks and scripts run from end to end on the CPU, at tiny sizes.
 
-It shows that they hold together, on a machine without a card, before one is at hand: networks are built, converted and proven,
-layers are recorded and timed, tables are written. Every number it gives is meaningless: the integer reference computes in place of
-both GPU backends, "graphs" record nothing, and torch.compile compiles nothing.
+It shows on a machine without a card that they hold together: networks are built, converted and proven, layers are recorded and
+timed, and tables are written. Every number is meaningless: the integer reference computes in place of both GPU backends, "graphs"
+record nothing, and torch.compile compiles nothing.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _held = contextlib.ExitStack()
 
 
 def pick(real: Any, tiny: Any) -> Any:
-    """What a benchmark takes on a card, and in a dry run."""
+    """The first value on a card, and the second in a dry run."""
     return tiny if active else real
 
 
 class _Nothing:
-    """Streams, events and graphs: whatever is asked of them does nothing."""
+    """Stands for streams, events and graphs. Every call of it does nothing."""
 
     def __init__(self, *args: Any, **options: Any):
         pass
@@ -57,25 +57,25 @@ def _on_cpu(factory: Any) -> Any:
 
 
 def asked(parser: argparse.ArgumentParser) -> None:
-    """Adds --dry-run to a script's arguments; `from_arguments` has acted on it by then."""
+    """Adds --dry-run to the arguments of a script, for its help. `from_arguments` has acted on it before."""
     parser.add_argument(
         "--dry-run", action="store_true", help="on the CPU, at tiny sizes: keeps nothing, and no figure means anything"
     )
 
 
 def from_arguments() -> None:
-    """Pretend where the command line asks for it; to be called before what depends on it is imported."""
+    """Pretends where the command line asks for it. It must be called before anything is imported that depends on it."""
     if "--dry-run" in sys.argv[1:]:
         install()
 
 
 def install() -> None:
-    """Pretend, in this process and for good; tables of this user are kept out of it."""
+    """Pretends a card in this process and for good. The user's own tables have no effect and stay as they are."""
     global active
     if active:
         return
     active = True
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this when it is first imported
     os.environ["XDG_CACHE_HOME"] = _held.enter_context(tempfile.TemporaryDirectory())
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     _pretend_torch()
@@ -126,7 +126,7 @@ def _pretend_backends() -> None:
             *a, _ = first_tensors
             *b, depth = second_tensors
             inner = torch.zeros_like(a[0])
-            # Zeros wherever no result is computed.
+            # There are zeros wherever no result is computed.
             inner_place = Place() if depth is None else Place(depth, (*region[:8], 0, 255, 0))
             reference.conv2d_out(Conv(*a, **middle, place=inner_place), Outputs(y_q=inner))
             reference.conv2d_out(Conv(inner, *b[1:], **end, place=Place(depth, region)), Outputs(y, y_q))
@@ -153,11 +153,11 @@ def _pretend_backends() -> None:
         why_not_resblock=lambda *convs: "" if all(weight.shape[1:] == (3, 3, 64) for weight, _ in convs) else "not 64 channels",
     )
     operators.backend_module = lambda name: stand_in if name in GPU_BACKENDS else module(name)
-    # What calls the library itself gets that of the tests, which runs the kernels' sources on the CPU.
+    # Code that calls the library itself gets that of the tests, which runs the kernels' sources on the CPU.
     native.library = lambda name: _host_library() if name == "cuda" else library(name)
     native.why_missing = lambda name: "" if name == "cuda" else why_missing(name)
     cuda._place = lambda x: (0, None)
-    cards.interpreting = lambda: True  # lets the operators of Triton take tensors in main memory
+    cards.interpreting = lambda: True  # this lets the operators of Triton take tensors in main memory
     devices.why_not_cuda = devices.why_not_triton = lambda device: ""
     import adabm_kernels.tuning.gpu
 

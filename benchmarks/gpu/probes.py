@@ -38,7 +38,7 @@ FLAGS = [
     "-Xptxas=--warn-on-spills,--warning-as-error",
     *(f"-I{path}" for path in (CSRC, CSRC / "include", HERE)),
 ]
-# As of the CUDA library: machine code for these, and PTX of the last for newer cards.
+# The same architectures as the CUDA library: machine code for these, and PTX of the last one for newer cards.
 TARGETS = [
     *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 86, 89, 90)),
     "-gencode=arch=compute_90,code=compute_90",
@@ -49,18 +49,18 @@ SOURCES = {
     CSRC / "cuda" / "device.cu": TARGETS,
     CSRC / "common" / "status.cpp": TARGETS,
 }
-# A tile of 34 pixels a row and 18 rows, as conv2d_sm90 has it: 16 bytes of a pixel together, planes of 16 channels, and what starts
-# further on still lies inside.
+# A tile of 34 pixels a row and 18 rows, as in conv2d_sm90: 16 bytes of a pixel lie together, in planes of 16 channels. A matrix
+# that starts further on still lies inside.
 TILE_COLUMNS, TILE_ROWS, UNITS = 34, 18, 9
 HALF_BYTES, GROUP_BYTES = (TILE_COLUMNS * TILE_ROWS + 6) * 16, TILE_COLUMNS * 16
 RIGHT_BYTES = 2 * HALF_BYTES
 ROWS, COLUMNS, DEPTH, PRODUCTS_OF_ROUND = 64, 128, 32, 16
 ROUNDS, PEAK_ROUNDS = 200, 100_000
-WARP_PRODUCTS_OF_ROUND = 4 * 8  # by each block
+WARP_PRODUCTS_OF_ROUND = 4 * 8  # products of each block in a round
 
 
 class Products(Structure):
-    """adabm_probe_products of probe.h."""
+    """The struct adabm_probe_products of probe.h."""
 
     _fields_ = [
         *((name, c_int32) for name in ("shared_left", "zero_strides", "unit", "half_bytes", "group_bytes")),
@@ -70,13 +70,13 @@ class Products(Structure):
 
 
 class Copies(Structure):
-    """adabm_probe_copies of probe.h."""
+    """The struct adabm_probe_copies of probe.h."""
 
     _fields_ = [*((name, c_int32) for name in ("copies", "fence", "rounds", "blocks")), ("source", c_void_p), ("clocks", c_void_p)]
 
 
 class WarpProducts(Structure):
-    """adabm_probe_warp_products of probe.h."""
+    """The struct adabm_probe_warp_products of probe.h."""
 
     _fields_ = [*((name, c_int32) for name in ("bits", "rounds", "blocks")), ("sums", c_void_p)]
 
@@ -89,7 +89,7 @@ ENTRIES = {
 
 
 class Library:
-    """The probes' library; `call` raises RuntimeError with its message."""
+    """The library of the probes. `call` raises RuntimeError with the library's message."""
 
     def __init__(self, path: Path = LIBRARY):
         self._dll = ctypes.CDLL(str(path))
@@ -103,7 +103,7 @@ class Library:
 
 
 def build(target: Path = LIBRARY) -> None:
-    """Raises RuntimeError where there is no nvcc, or with what it says where it fails."""
+    """Builds the library. Raises RuntimeError where there is no nvcc, or with the words of nvcc where it fails."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise RuntimeError("probes: needs nvcc on PATH, from CUDA's toolkit")
@@ -122,9 +122,9 @@ def build(target: Path = LIBRARY) -> None:
 
 
 def wanted(right: np.ndarray, left: np.ndarray, unit: int, zero_strides: bool) -> np.ndarray:
-    """int32 [64, 128]: the product of the matrices that descriptors mean, PRODUCTS_OF_ROUND times.
+    """int32 [64, 128]: the product of the matrices that the descriptors mean, times PRODUCTS_OF_ROUND.
 
-    right: uint8 [RIGHT_BYTES]. left: int8 [2, 64, 16], of which the first 8 rows stand for all with strides of 0.
+    right: uint8 [RIGHT_BYTES]. left: int8 [2, 64, 16], of which the first 8 rows stand for all where strides are 0.
     """
     half, column, depth = np.meshgrid(np.arange(2), np.arange(COLUMNS), np.arange(16), indexing="ij")
     b = right[unit * 16 + half * HALF_BYTES + column // 8 * GROUP_BYTES + column % 8 * 16 + depth].astype(np.int32)
@@ -135,8 +135,8 @@ def wanted(right: np.ndarray, left: np.ndarray, unit: int, zero_strides: bool) -
 def ask_descriptors(
     library: Library, memory: Memory, multiprocessors: int, shared_left: int, zero_strides: int, rounds: int = ROUNDS
 ) -> Iterator[dict[str, Any]]:
-    """For each unit that the right matrix can begin at: whether sums are right, and clocks a product with one and two warpgroups a
-    multiprocessor. shared_left, zero_strides: as in probe.h."""
+    """Yields an answer for each unit at which the right matrix can begin: whether the sums are right, and the clocks of a product
+    with one and with two warpgroups a multiprocessor. shared_left, zero_strides: the same as in probe.h."""
     generator = np.random.default_rng(0)
     right = generator.integers(0, 256, RIGHT_BYTES, dtype=np.uint8)
     left = generator.integers(-128, 128, (2, ROWS, 16), dtype=np.int8)
@@ -160,7 +160,8 @@ def ask_descriptors(
 
 
 def ask_fence(library: Library, memory: Memory, multiprocessors: int, rounds: int = ROUNDS) -> Iterator[dict[str, Any]]:
-    """Clocks of a round of copies by 128 threads, with the proxy fence and without: of no copies, 1, 5 and the 20 of a tile."""
+    """Yields the clocks of a round of copies by 128 threads, with the proxy fence and without: for no copies, for 1, for 5, and for
+    the 20 of a tile."""
     source, clocks = memory.upload(np.zeros(20 * 2048, np.uint8)), np.zeros(1, np.int64)
     place = memory.upload(clocks, writable=True)
     for copies in (0, 1, 5, 20):
@@ -174,7 +175,7 @@ def ask_fence(library: Library, memory: Memory, multiprocessors: int, rounds: in
 
 
 def seconds(library: Library, memory: Memory, entry: str, args: Structure) -> float:
-    """Of a launch and the wait for it, the best of three after one that does not count."""
+    """The seconds of a launch and the wait for it: the best of three, after one that does not count."""
     times = []
     for _ in range(4):
         start = time.perf_counter()
@@ -187,11 +188,12 @@ def seconds(library: Library, memory: Memory, entry: str, args: Structure) -> fl
 def ask_rates(
     library: Library, memory: Memory, multiprocessors: int, major: int, rounds: int = PEAK_ROUNDS
 ) -> Iterator[dict[str, Any]]:
-    """Multiply-accumulates a second of whole cards: products of a warp at each width, and those of a warpgroup on 9.0."""
+    """Yields the multiply-accumulates a second of the whole card: products of a warp at each width, and those of a warpgroup on
+    9.0."""
     sums = memory.upload(np.zeros(ROWS * COLUMNS, np.int32), writable=True)
     blocks = 4 * multiprocessors
     for bits in (8, 4):
-        # Past 8.x products of 4 bits are a call that unpacks them: slow, and used by no kernel there.
+        # From 9.0 on, products of 4 bits are a call that unpacks them. They are slow, and no kernel uses them there.
         shorter = rounds if bits == 8 or major == 8 else max(1, rounds // 20)
         args = WarpProducts(bits=bits, rounds=shorter, blocks=blocks, sums=sums)
         took = seconds(library, memory, "adabm_probe_warp_products_cuda", args)
@@ -217,7 +219,7 @@ def ask(library: Library, card: Card) -> Iterator[dict[str, Any]]:
             yield from ask_descriptors(library, card, multiprocessors, shared_left, 0)
         yield from ask_fence(library, card, multiprocessors)
     yield from ask_rates(library, card, multiprocessors, major)
-    if major == 9:  # last: who knows what a card makes of strides of 0
+    if major == 9:  # this comes last, because a card may fail on strides of 0
         yield from ask_descriptors(library, card, multiprocessors, 1, 1)
 
 
@@ -230,7 +232,7 @@ def main() -> int:
         return 0
     wrong = 0
     for answer in ask(Library(), Card()):
-        wrong += 0 if answer.get("zero_strides") else answer.get("wrong", 0)  # kernels do without strides of 0
+        wrong += 0 if answer.get("zero_strides") else answer.get("wrong", 0)  # no kernel uses strides of 0
         print(json.dumps(answer), flush=True)
     return 1 if wrong else 0
 

@@ -15,16 +15,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-FOUND = 9  # exit status where a tool has found something
+FOUND = 9  # the exit status where a tool has found something
 
 
 def command(sanitizer: str, tool: str, *target: str) -> list[str]:
-    """What runs a target under a tool."""
+    """The command that runs a target under a tool."""
     return [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--target-processes", "all", *target]
 
 
 def golden(files: list[Path]) -> list[str]:
-    """The runner of golden problems, as a target."""
+    """The command of the runner of golden problems, as a target."""
     return [sys.executable, str(Path(__file__).with_name("golden_run.py")), "--bare", *map(str, files)]
 
 
@@ -39,7 +39,7 @@ def main() -> int:
         print("sanitize_gpu: needs compute-sanitizer on PATH, from CUDA's toolkit", file=sys.stderr)
         return 2
     tests = [sys.executable, "-m", "pytest", "-q", "-x", str(ROOT / "tests" / "gpu" / "test_gpu.py")]
-    # A caching allocator hides reads beyond a tensor; graphs are left out because replayed kernels are not all instrumented.
+    # A caching allocator would hide reads beyond a tensor. Graphs are left out, because not all replayed kernels are instrumented.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     failed = []
     for tool in options.tool or TOOLS:

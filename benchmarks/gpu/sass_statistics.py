@@ -19,14 +19,15 @@ from pathlib import Path
 
 ARCHITECTURES = ("80", "86", "89", "90")
 FOUR_BIT_ARCHITECTURES = ("80", "86", "89")
-# Multiply-accumulates of one warp's matrix instruction, and bytes that one of its instructions takes from shared memory.
+# By instruction: the multiply-accumulates of one matrix instruction of a warp, and the bytes that one instruction of a warp takes
+# from shared memory.
 MACS = {"IMMA.16832.U8.S8": 16 * 8 * 32, "IMMA.16864.U4.S4": 16 * 8 * 64}
 SHARED_BYTES = {"LDSM.16.M88.4": 512}
 WIDTH = {"IMMA.16832.U8.S8": 8, "IMMA.16864.U4.S4": 4}
 
 
 def find_tools() -> Path | None:
-    """The folder with cuobjdump and nvdisasm, None where there is none."""
+    """The folder with cuobjdump and nvdisasm, None where neither CUDA's toolkit nor Triton has them."""
     folders = [Path(found).parent for tool in ("cuobjdump", "nvcc") if (found := shutil.which(tool))]
     folders += [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
     triton = importlib.util.find_spec("triton")
@@ -36,7 +37,7 @@ def find_tools() -> Path | None:
 
 
 def disassemble(library: Path, architecture: str) -> dict[str, list[str]]:
-    """Instructions of every kernel by its mangled name, jump targets as lines `LABEL:`."""
+    """The instructions of every kernel by its mangled name. Jump targets are lines `LABEL:`."""
     folder = find_tools()
     if folder is None:
         raise RuntimeError("sass_statistics: needs cuobjdump and nvdisasm, from CUDA's toolkit or Triton, and found neither")
@@ -56,20 +57,23 @@ def disassemble(library: Path, architecture: str) -> dict[str, list[str]]:
 
 
 def opcode(instruction: str) -> str:
-    """IMMA.16832.U8.S8 of "@P0 IMMA.16832.U8.S8 R4, ..."."""
+    """The name of an instruction: IMMA.16832.U8.S8 for "@P0 IMMA.16832.U8.S8 R4, ..."."""
     return re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0]
 
 
 @dataclass(frozen=True)
 class Loop:
-    """An innermost loop with matrix instructions. opcodes: how often each occurs; classes: the same by first word. steps: how many
-    times it takes 32 bytes of every pixel and output, in the part that multiplies. box: matrix instructions that sum the codes."""
+    """An innermost loop with matrix instructions.
+
+    opcodes: how often each instruction occurs. classes: the same counts by the first word of the name. steps: how many times the
+    part that multiplies takes 32 bytes of every pixel and output. box: the number of matrix instructions that sum the codes.
+    """
 
     opcodes: Counter
     bits: int
     steps: int
     box: int
-    macs: int  # of the convolution
+    macs: int  # those of the convolution
     shared_bytes: int
 
     @property
@@ -83,8 +87,8 @@ class Loop:
 def inner_loops(lines: list[str], outputs: int) -> list[Loop]:
     """The innermost loops with matrix instructions of a kernel for so many outputs.
 
-    Products are those of a warp's 32 pixels with the outputs; those that sum up the codes, as for 8 more outputs, come on top in
-    loops that have them.
+    Products are those of a warp's 32 pixels with the outputs. In loops that also sum the codes, products as for 8 more outputs are
+    added.
     """
     place: dict[str, int] = {}
     instructions: list[str] = []
@@ -124,12 +128,12 @@ def inner_loops(lines: list[str], outputs: int) -> list[Loop]:
 
 
 def _rounds(instructions: list[str], begin: int, end: int, targets: set[int | None], products: int) -> list[Counter]:
-    """What the part of a loop that multiplies executes: from its first basic block with products or what they read from shared
-    memory on.
+    """Counts the instructions in the part of a loop that multiplies, which begins with the first basic block that has products, or
+    reads their operands from shared memory.
 
-    A loop may bring in the next codes and weights before that, behind branches that most rounds skip. Where several blocks have the
-    `products` of a step, a round takes one of them, and with it those that have fewer of the same kind: they sum the codes.
-    targets: of all branches.
+    Before this part, a loop may bring in the next codes and weights, behind branches that most rounds skip. Where several blocks
+    have the `products` of a step, a round takes one of them, together with the blocks that have fewer of the same kind, which sum
+    the codes. targets: the targets of all branches.
     """
     behind = {i + 1 for i in range(begin, end) if opcode(instructions[i]).startswith("BRA")}
     starts = sorted({begin, end + 1} | behind | {i for i in targets if i is not None and begin < i <= end})
@@ -145,7 +149,7 @@ def _rounds(instructions: list[str], begin: int, end: int, targets: set[int | No
 
 
 def outputs(kernel: str) -> int | None:
-    """Outputs that a block of this kernel computes, None for other kernels."""
+    """The outputs that a block of this kernel computes, None for kernels of another kind."""
     found = re.search(r"conv2d_sm80ILi(\d+)E", kernel)
     return int(found[1]) * 8 if found else None
 

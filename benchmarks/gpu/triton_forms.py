@@ -28,7 +28,7 @@ Facts = dict[str, Any]
 
 
 def facts(name: str, capability: int) -> Facts:
-    """Of a form that is built here and now."""
+    """The facts of a form, which is built here and now."""
     built = triton_compiled.compile_kernel(name, capability)
     tiles = {str(stored): [tile.barriers, tile.shared_bytes, tile.instructions] for stored, tile in built.tiles.items()}
     found = {key: getattr(built, key) for key in ("triton", "registers", "stack", "shared", "warps", "blocks")}
@@ -36,7 +36,7 @@ def facts(name: str, capability: int) -> Facts:
 
 
 def build(forms: list[str], capabilities: list[int], kept: Path | None) -> dict[str, Facts]:
-    """Facts by "form 90". Two builds at a time."""
+    """The facts by names such as "body 90". Two builds run at a time."""
     found = json.loads(kept.read_text()) if kept and kept.exists() else {}
     missing = [(form, capability) for capability in capabilities for form in forms if f"{form} {capability}" not in found]
     cache = tempfile.TemporaryDirectory()
@@ -60,7 +60,7 @@ def table(found: dict[str, Facts], forms: list[str], capabilities: list[int], ce
 
 
 def spent(one: Facts, stored: str) -> str:
-    """Barriers and KiB through shared memory of a tile of codes stored in so many bits."""
+    """Barriers, and KiB through shared memory, of a tile whose codes are stored in so many bits."""
     if stored not in one["tiles"]:
         return ""
     barriers, shared_bytes, _ = one["tiles"][stored]

@@ -38,12 +38,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from turns import in_turns  # noqa: E402
 
-CLASSES = 10  # of equally many places, by their detail
-PLACE = 24  # pixels a side of one
+CLASSES = 10  # classes of detail, each with equally many places
+PLACE = 24  # pixels a side of a place
 THRESHOLDS = (8, 12, 16, 24, 32, 45, 60, 80, 110)
 SHARES = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
-SIDE = 256  # of the made picture
-DRAWN, DRAWN_SIDE = 4, 512  # drawings of a kind, and their side
+SIDE = 256  # pixels a side of the made picture
+DRAWN, DRAWN_SIDE = 4, 512  # the number of drawings of each kind, and their side in pixels
 
 
 def main() -> None:
@@ -75,12 +75,12 @@ def main() -> None:
 
 
 def medians(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each."""
+    """The median seconds of each case."""
     return {name: median(seconds) for name, seconds in in_turns(cases, rounds).items()}
 
 
 def as_network(model: ConvertedNetwork, threshold: int | None) -> ConvertedNetwork:
-    """The same network with another threshold; None for full depth."""
+    """The same network with another threshold, or at full depth where this is None."""
     parts = model.spec, model.config, model.parameters_by_name, model.floats, model.thresholds, model.float_state
     made = type(model)(*parts, model.exit if threshold is None else replace(model.exit, threshold=threshold)).eval()
     made.set_threads(model.threads)
@@ -90,8 +90,11 @@ def as_network(model: ConvertedNetwork, threshold: int | None) -> ConvertedNetwo
 
 @dataclass
 class Folder:
-    """Pictures of one folder. detail: of every place. errors: by case, squared, of every place. psnr, seconds, shares: by case, of
-    every picture."""
+    """The figures of the pictures of one folder.
+
+    detail: for each picture, the detail of every place. errors: by case, the squared error of every place. psnr, seconds, shares:
+    by case, one number for each picture.
+    """
 
     name: str
     detail: list[np.ndarray]
@@ -102,7 +105,8 @@ class Folder:
 
 
 def looked_at(scale: int, args: argparse.Namespace) -> dict[str, Iterator[np.ndarray]]:
-    """The pictures by the name of their folder, uint8 [H, W, 3]: those in folders or their middles, and drawn ones, shrunk."""
+    """The pictures by the name of their folder, uint8 [H, W, 3]: those of the folders or their middles, and drawings that are
+    shrunk."""
 
     def middle(rgb: np.ndarray) -> np.ndarray:
         rows, columns = (slice(max(size - args.crop, 0) // 2, max(size - args.crop, 0) // 2 + args.crop) for size in rgb.shape[:2])
@@ -119,7 +123,7 @@ def looked_at(scale: int, args: argparse.Namespace) -> dict[str, Iterator[np.nda
 
 
 def measure(model: ConvertedNetwork, networks: dict[str, Patchwise], args: argparse.Namespace) -> list[Folder]:
-    """Every picture through every network."""
+    """Runs every picture through every network and returns the figures by folder."""
     float_model, scale = model.float_model().to(memory_format=torch.channels_last), model.scale
     found = []
     for folder, pictures in looked_at(scale, args).items():
@@ -143,7 +147,8 @@ def measure(model: ConvertedNetwork, networks: dict[str, Patchwise], args: argpa
 
 
 def detail(rgb: np.ndarray) -> np.ndarray:
-    """[H, W]: mean over the channels of the differences to the pixel above and to that on the left."""
+    """The detail of each pixel, [H, W]: the mean over the channels of the differences to the pixel above and to the pixel on the
+    left."""
     values = rgb.astype(np.float32)
     found = np.zeros(rgb.shape[:2], np.float32)
     found[1:] += np.abs(np.diff(values, axis=0)).mean(2)
@@ -152,7 +157,7 @@ def detail(rgb: np.ndarray) -> np.ndarray:
 
 
 def places(values: np.ndarray, side: int) -> np.ndarray:
-    """The mean of each place of so many pixels a side; what is left over at the ends is left out."""
+    """The mean of each place of side x side pixels. Pixels at the ends that fill no place are left out."""
     height, width = (length // side for length in values.shape)
     return values[: height * side, : width * side].reshape(height, side, width, side).mean((1, 3)).ravel()
 
@@ -162,7 +167,7 @@ def decibels(error: float) -> float:
 
 
 def by_class(folders: list[Folder], name: str) -> list[float]:
-    """PSNR of a case in each class of detail, over all folders."""
+    """The PSNR of a case in each class of detail, over all folders."""
     values = np.concatenate([part for folder in folders for part in folder.detail])
     errors = np.concatenate([part for folder in folders for part in folder.errors[name]])
     order = np.argsort(values, kind="stable")
@@ -170,7 +175,8 @@ def by_class(folders: list[Folder], name: str) -> list[float]:
 
 
 def summary(folder: Folder, name: str, to: str) -> dict[str, float]:
-    """A case beside another: mean over the pictures of the ratio of times, the largest ratio, PSNR and its mean change, share."""
+    """Compares a case with another one. time: the ratio of the summed times. slowest: the largest ratio of a picture. psnr: the
+    mean over the pictures. psnr_pooled: over all places. computed: the mean share of pixels with blocks."""
     ratios = [a / b for a, b in zip(folder.seconds[name], folder.seconds[to], strict=True)]
     return {
         "time": sum(folder.seconds[name]) / sum(folder.seconds[to]),
@@ -225,7 +231,7 @@ def budgets(model: ConvertedNetwork, args: argparse.Namespace) -> dict:
 
 
 def draw(figures: dict[str, dict[str, dict[str, float]]], thresholds: list[str], path: Path) -> None:
-    """Distance from the float network against time, a panel for each folder."""
+    """Draws the distance from the float network against time, with a panel for each folder."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -269,7 +275,7 @@ def drawings(model: ConvertedNetwork, args: argparse.Namespace) -> dict:
 
 
 def draw_shapes(random: np.random.Generator, side: int) -> np.ndarray:
-    """Rectangles and ellipses with black outlines on one colour."""
+    """Draws rectangles and ellipses with black outlines on a flat colour."""
     image = Image.new("RGB", (side, side), tuple(map(int, random.integers(0, 256, 3))))
     pen = ImageDraw.Draw(image)
     for i in range(12):
@@ -280,7 +286,7 @@ def draw_shapes(random: np.random.Generator, side: int) -> np.ndarray:
 
 
 def draw_text(random: np.random.Generator, side: int) -> np.ndarray:
-    """Lines of text of several sizes, dark on light."""
+    """Draws lines of dark text of several sizes on a light ground."""
     image = Image.new("RGB", (side, side), tuple(map(int, random.integers(200, 256, 3))))
     pen, top = ImageDraw.Draw(image), 8
     for size in (64, 56, 48, 40, 36, 32, 28):
@@ -291,7 +297,7 @@ def draw_text(random: np.random.Generator, side: int) -> np.ndarray:
 
 
 def draw_gradient(random: np.random.Generator, side: int) -> np.ndarray:
-    """Colours from corner to corner."""
+    """Draws a gradient of colours from corner to corner."""
     corners, share = random.integers(0, 256, (2, 2, 3)).astype(np.float64), np.linspace(0, 1, side)
     rows = corners[0] * (1 - share[:, None, None]) + corners[1] * share[:, None, None]
     return np.rint(rows[:, :1] * (1 - share[:, None]) + rows[:, 1:] * share[:, None]).astype(np.uint8)

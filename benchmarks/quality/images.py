@@ -32,11 +32,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from turns import in_turns  # noqa: E402
 
-FOLDER_TURN = 20  # files in a row, in turn with the network alone: the speed of a shared machine changes within seconds
+FOLDER_TURN = 20  # files that are read in one turn, since the speed of a shared machine changes within seconds
 
 
 def measure(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each case, after one round to warm up."""
+    """The median seconds of each case, after one round to warm up."""
     seconds = in_turns(cases, rounds)
     for name, values in seconds.items():
         print(f"{name:24} {median(values):8.3f} s  ({min(values):.3f}..{max(values):.3f})")
@@ -44,7 +44,7 @@ def measure(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 
 def photograph(args: argparse.Namespace) -> np.ndarray:
-    """The picture, shrunk to what a low-resolution one looks like, mirrored until it fills side x side."""
+    """The picture, shrunk so that it looks like a low-resolution one, and mirrored until it fills side x side pixels."""
     image = PIL.Image.open(args.picture).convert("RGB")
     rgb = np.array(image.reduce(args.shrink))
     for axis in (0, 1):
@@ -54,8 +54,8 @@ def photograph(args: argparse.Namespace) -> np.ndarray:
 
 
 def sky(rgb: np.ndarray, kind: str) -> np.ndarray:
-    """The picture with a sky for its upper half: "noisy", brighter towards the horizon and with the noise of a sensor, nowhere of
-    one colour; or "blown", of one colour."""
+    """The picture with a sky in place of its upper half. A "noisy" sky is brighter towards the horizon, has the noise of a sensor
+    and is nowhere of one colour. A "blown" sky is white."""
     half = len(rgb) // 2
     down = np.linspace(0, 1, half)[:, None, None]
     noise = np.random.default_rng(0).normal(0, 1.5, (half, rgb.shape[1], 3))
@@ -90,7 +90,7 @@ def compare(args: argparse.Namespace, rgb: np.ndarray) -> None:
 def seam(args: argparse.Namespace) -> None:
     model, rgb = load_model(args.model), photograph(args)
     layout = Layout(rgb.shape[1], rgb.shape[0], 3)
-    cutting.JOINED_PIXELS = 0  # else windows of the same bits are one, whatever their halo
+    cutting.JOINED_PIXELS = 0  # otherwise windows of the same bits would be joined, whatever their halo
     for bits in (3, 4, 6, 8):
         model.set_bits(bits)
         whole = torch.from_numpy(Patchwise(model, tile=0).array(rgb, layout).astype(np.float64))
@@ -102,7 +102,7 @@ def seam(args: argparse.Namespace) -> None:
 
 
 def folder(args: argparse.Namespace) -> None:
-    """Files in and out against the network alone on tensors that are there, in turn."""
+    """Times files in and out, in turns with the network alone on tensors in memory."""
     model = load_model(args.model)
     model.set_threads(args.threads)
     network, side = Enlarger(Patchwise(model)), 256
@@ -148,7 +148,7 @@ def folder(args: argparse.Namespace) -> None:
 
 
 def startup(args: argparse.Namespace) -> None:
-    """From the start of the process to the first forward pass."""
+    """Times a process from its start to the end of the first forward pass."""
     code = """
 import sys
 from adabm_kernels import cli

@@ -34,7 +34,7 @@ from adabm_kernels.evaluation.resize import imresize  # noqa: E402
 from adabm_kernels.networks.checkpoints import load_state  # noqa: E402
 from adabm_kernels.networks.detect import detect  # noqa: E402
 
-TIMED_SIDE = 192  # pixels of the image that is timed
+TIMED_SIDE = 192  # pixels a side of the image that is timed
 TIMED_ROUNDS = 20
 
 
@@ -56,7 +56,7 @@ def picture(y: torch.Tensor) -> np.ndarray:
 
 
 class Bench:
-    """The pictures of one network: to calibrate on, and to measure on."""
+    """The pictures of one network: those for calibration, and those for measuring."""
 
     def __init__(self, weights: Path, downscale: int | None = None, count: int | None = None, only: str = ""):
         self.weights, self.state = weights, load_state(weights)
@@ -71,11 +71,11 @@ class Bench:
             pairs = [cropped(read(path), self.scale) for path in truths]
             self.sets[name] = [(tensor(imresize(hr, 1 / self.scale)), hr) for hr in pairs]
         self.float_psnr: dict[str, float] = {}
-        self.model: torch.nn.Module | None = None  # of the last run
+        self.model: torch.nn.Module | None = None  # the model of the last run
         self.only = only
 
     def measure(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Mean PSNR-Y, its loss against the float network, and mean bits, by test set."""
+        """By test set: the mean PSNR-Y, its loss against the float network, and mean bits."""
         result: dict[str, Any] = {}
         with torch.no_grad():
             for name, pairs in self.sets.items():
@@ -89,7 +89,8 @@ class Bench:
         return result
 
     def seconds(self, models: list[torch.nn.Module]) -> list[float]:
-        """Median seconds of a forward of each, in turns, so that what else the machine does meets all of them alike."""
+        """The median seconds of a forward pass of each model. They run in turns, so that other work on the machine slows all of
+        them alike."""
         x = torch.nn.functional.interpolate(self.sets["set5"][0][0], (TIMED_SIDE, TIMED_SIDE), mode="bilinear")
         seconds = np.zeros((TIMED_ROUNDS, len(models)))
         for turn in range(TIMED_ROUNDS):
@@ -100,7 +101,7 @@ class Bench:
         return [float(median(column[1:])) for column in seconds.T]
 
     def run(self, label: str, images: list[torch.Tensor] | None = None, **settings: Any) -> dict[str, Any] | None:
-        """Calibrate with these settings, convert and measure; None where the label is not among those wanted."""
+        """Calibrates with these settings, converts and measures. Returns None where the label is not among the wanted ones."""
         if self.only not in label:
             return None
         config = ConvertConfig(**settings)
@@ -119,7 +120,7 @@ class Bench:
 
 
 def ablation(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
-    """From the published calibration to recipe "best", one ingredient after the other."""
+    """Goes from the published calibration to recipe "best", one ingredient after the other."""
     yield bench.run("paper: ranges only", recipe="paper")
     signed = {"act_ranges": "minmax", "layer_map": "deviation"}
     yield bench.run("signed grid, a range for each output channel", **signed)
@@ -134,7 +135,7 @@ def ablation(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
 
 
 def budget(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
-    """Bits, time and quality for budgets of bits and for the same budgets in time."""
+    """Measures bits, time and quality for budgets of bits, and for the same budgets in time."""
     rows, models = [], []
     for objective in ("bits", "latency"):
         for target in (3.2, 3.4, 3.6, 3.8, 4.0, 4.4):
@@ -147,7 +148,7 @@ def budget(bench: Bench, steps: int) -> Iterator[dict[str, Any]]:
 
 
 def images(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
-    """PSNR against the number of calibration images, chosen at random or as the most informative."""
+    """Measures PSNR against the number of calibration images, chosen at random or as the most informative ones."""
     order = most_informative([image[0] for image in bench.images], 16)
     for count in (1, 4, 16):
         yield bench.run(f"first {count}", bench.images[:count], steps=steps)
@@ -156,7 +157,8 @@ def images(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
 
 
 def steps(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
-    """PSNR against the number of fine-tuning steps, each a run of its own (the rates fall to zero at its end)."""
+    """Measures PSNR against the number of fine-tuning steps. Each number is a run of its own, because rates fall to zero at the end
+    of a run."""
     for count in (0, steps // 8, steps // 4, steps // 2, steps):
         yield bench.run(f"{count} steps", steps=count)
     for tolerance in (0.05, 0.02):
@@ -165,19 +167,20 @@ def steps(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
 
 
 def crops(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
-    """The most detailed of several random crops instead of one, in fine-tuning."""
+    """Measures fine-tuning on the most detailed of several random crops instead of on one random crop."""
     for candidates in (1, 4, 16):
         yield bench.run(f"best of {candidates} crops, {steps} steps", steps=steps, tuning=BestTuning(candidates=candidates))
 
 
 def recipes(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
-    """Recipe "best" at 4 and 6 bits."""
+    """Measures recipe "best" at 4 and 6 bits."""
     for bits in (4, 6):
         yield bench.run(f"w{bits}a{bits} best", weight_bits=bits, act_bits=bits, steps=steps)
 
 
 def residual(bench: Bench, steps: int) -> Iterator[dict[str, Any] | None]:
-    """Features between the blocks in 16 bits against float32, from one calibration; only the difference matters: small crops."""
+    """Compares 16-bit features between the blocks with float32, from one calibration. Small crops suffice, because only the
+    difference matters."""
     small = {"patch": 48, "depths": "none", "tuning": BestTuning(batch=2, patch=32), "residual": "int16"}
     for bits in (4, 6):
         row = bench.run(f"w{bits}a{bits} int16", weight_bits=bits, act_bits=bits, steps=steps, **small)

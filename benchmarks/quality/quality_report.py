@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """PSNR-Y, loss against the float network and mean bits on both test sets."""
+    """A Markdown table with PSNR-Y, the loss against the float network, and mean bits on both test sets."""
     timed = any("seconds" in row for row in rows)
     head = ["network", "settings", "Set5 dB", "loss", "bits", "Set14 dB", "loss", "bits", *(["ms"] if timed else []), "calibration"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -28,7 +28,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def draw_budget(rows: list[dict[str, Any]], path: Path) -> None:
-    """PSNR against bits, and against time, for budgets of either kind."""
+    """Draws PSNR against bits, and against time, for budgets of bits and of time."""
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     for objective, marker in (("bits", "o"), ("latency", "s")):
@@ -43,7 +43,7 @@ def draw_budget(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_images(rows: list[dict[str, Any]], path: Path) -> None:
-    """PSNR against the number of calibration images."""
+    """Draws PSNR against the number of calibration images."""
     figure, axes = _pyplot().subplots(figsize=(4.5, 3.6))
     for kind, marker in (("first", "o"), ("informative", "s")):
         chosen = [row for row in rows if row["label"].split()[0] == kind]
@@ -55,7 +55,7 @@ def draw_images(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_steps(rows: list[dict[str, Any]], path: Path) -> None:
-    """What is lost against the float network on both sets, against fine-tuning steps."""
+    """Draws the loss against the float network on both test sets, against the number of fine-tuning steps."""
     figure, axes = _pyplot().subplots(figsize=(4.5, 3.6))
     fixed = [row for row in rows if "converged" not in row["label"]]
     converged = [row for row in rows if "converged" in row["label"]]

@@ -36,11 +36,11 @@ from adabm_kernels.networks.checkpoints import load_state
 from adabm_kernels.simulate import SimulatedNetwork
 
 SHRINK = 4
-DRAWINGS, SIDE, SEED = 4, 64, 77  # another seed than that of calibration
+DRAWINGS, SIDE, SEED = 4, 64, 77  # another seed than that of calibration's own drawings
 
 
 def picture(path: Path, shrink: int = 1) -> torch.Tensor:
-    """float32 [1, 3, h, w] in 0..255"""
+    """Reads a picture, shrunk by a factor, as float32 [1, 3, h, w] in 0..255."""
     rgb = read_image(path)
     if shrink > 1:
         height, width = (side // shrink * shrink for side in rgb.shape[:2])
@@ -114,7 +114,8 @@ STUDIED = ("ranges observed", "ranges searched", "factors on channels", "weights
 
 @torch.no_grad()
 def study(state: Mapping[str, Any], photos: list[torch.Tensor], config: ConvertConfig, low: dict[str, torch.Tensor]) -> None:
-    """Every step of STUDIED with all before it, on as many images as `calibrate` looks at."""
+    """Takes the steps of STUDIED one after the other, on as many images as `calibrate` looks at, and prints the figures after
+    each."""
     photos, side = photos[: SEARCH_IMAGES - SEARCH_IMAGES // 3], config.patch
     crops = [x[:, :, :side, :side] for x in photos]
     drawn = list(torch.stack(drawn_pictures(SEARCH_IMAGES // 3, side, config.seed)).split(1))
@@ -143,7 +144,7 @@ def study(state: Mapping[str, Any], photos: list[torch.Tensor], config: ConvertC
 
 @contextmanager
 def rounding(model: SimulatedNetwork, weights: bool = True, codes: bool = True) -> Iterator[None]:
-    """Inside this context weights, or the inputs of convolutions, stay as they are."""
+    """Inside the context weights, or the inputs of convolutions, are rounded only where the argument of this name is true."""
     for conv in model.quantized_convs():
         if not weights:
             conv.quantized_weight = partial(getattr, conv, "weight")  # type: ignore[method-assign]
@@ -156,7 +157,7 @@ def rounding(model: SimulatedNetwork, weights: bool = True, codes: bool = True) 
 
 
 def distance(model: SimulatedNetwork, low: dict[str, torch.Tensor]) -> float:
-    """Mean PSNR in dB over pictures."""
+    """The mean PSNR in dB over the pictures."""
     found = []
     for x in low.values():
         with model.float_mode():

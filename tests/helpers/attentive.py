@@ -1,4 +1,4 @@
-"""A network that the package does not know, with what blocks may hold beside convolutions: floats, attention, sums of their own."""
+"""A network that the package does not know, whose blocks have more than convolutions: floats, attention, and sums of their own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from adabm_kernels.networks.spec import NetworkSpec
 
 @dataclass(frozen=True)
 class AttentiveSpec(NetworkSpec):
-    """[N, 3, H, W] -> [N, 3, 2*H, 2*W]. A block: a convolution with a SiLU, two that are added and joined, and pixel attention
-    (Zhao et al., ECCVW 2020) over all. The bilinear picture is added to the output."""
+    """A network from [N, 3, H, W] to [N, 3, 2*H, 2*W].
+
+    A block has a convolution with a SiLU, two convolutions whose results are added and joined with its input, and pixel attention
+    (Zhao et al., ECCVW 2020) over all of it. The picture enlarged by bilinear interpolation is added to the output.
+    """
 
     network = "attentive"
     title = called = "Attentive"
@@ -56,7 +59,7 @@ class AttentiveSpec(NetworkSpec):
 
 @contextmanager
 def attentive_is_known() -> Iterator[None]:
-    """In the block the package knows the network."""
+    """Inside the context the package knows the network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detection, "NETWORKS", (*detection.NETWORKS, AttentiveSpec))
         yield

@@ -1,4 +1,4 @@
-"""Report pages in a browser."""
+"""Opens report pages in a browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ needs_browser = needs("chromium")
 
 
 def chromium(folder, page, script, *options):
-    """Open the page with a script that runs before its own ones; the completed process. The page is `page.html` in the folder."""
+    """Opens the page, `page.html` in the folder, with a script that runs before the page's own ones, and returns the completed
+    process."""
     head = "<script>const errors = []; addEventListener('error', e => errors.push(e.message));</script>"
     tail = f"<script>addEventListener('load', () => {{ {script} }});</script></body>"
     (folder / "page.html").write_text(page.replace("<head>", f"<head>{head}").replace("</body>", tail), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Running `adabm` in a process of its own, and reading what it says. The fixture `adabm` (conftest.py) runs it in this one."""
+"""Runs `adabm` in a process of its own, and reads what it prints. The fixture `adabm` (conftest.py) runs it in this process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from adabm_kernels import cli
 
-# The package that is tested, whatever the working directory and whether it is installed or not.
+# The environment in which Python finds the tested package, whatever the working directory, installed or not.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-# For programs that import what lies beside this file.
+# The folder of this file, for programs that import its other files.
 HELPERS = str(Path(__file__).parent)
 
 
@@ -23,7 +23,7 @@ def run_process(*argv, code=None, **options):
 
 
 def rows(table):
-    """Names and values of a table of two columns, up to the first empty line."""
+    """The names and values of a table of two columns, up to the first empty line."""
     return dict(re.split(r"\s{2,}", line, maxsplit=1) for line in table.split("\n\n")[0].splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Convolution problems as calls of the CUDA library's C entries, on the host runtime."""
+"""Calls the C entries of the CUDA library with convolution problems, on the host runtime."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKED_HEADER_BYTES = 64
 
 @contextmanager
 def cuda_on_host() -> Iterator[None]:
-    """The cuda backend on the host runtime's library and on tensors in main memory."""
+    """Inside the context the cuda backend uses the host runtime's library, and tensors in main memory."""
     real = native.library
     library = mock.patch.object(native, "library", lambda name: host_library() if name == "cuda" else real(name))
     with library, mock.patch.object(cuda, "_place", lambda x: (0, None)):
@@ -32,13 +32,13 @@ def cuda_on_host() -> Iterator[None]:
 
 
 def pack_weights(weight: torch.Tensor, box_filter: bool, shuffle: int) -> torch.Tensor:
-    """The packed form for the GPU of int8 [K, R, S, C] or [R, S, K, R, S, C]."""
+    """The packed form for the GPU of weights int8 [K, R, S, C] or [R, S, K, R, S, C]."""
     with cuda_on_host():
         return cuda.pack(weight, Packing(box_filter=box_filter, shuffle=shuffle))
 
 
 def by_class(kernel: int, height: int, width: int, channels: int, outputs: int, bits: tuple[int, ...], **settings) -> ConvInstance:
-    """A problem whose every border class has random weights and constants of its own."""
+    """A problem in which every border class has random weights and constants of its own."""
     settings = {"weight_bits": 8} | settings
     weight_bits = settings["weight_bits"]
     instance = instantiate(ConvProblem("by_class", height, width, channels, outputs, kernel, bits=bits, **settings))
@@ -53,7 +53,7 @@ def by_class(kernel: int, height: int, width: int, channels: int, outputs: int, 
 
 @dataclass
 class CudaCall:
-    """One call of adabm_conv2d_cuda with its memory; `run` makes it. Outputs that were not asked for are None."""
+    """One call of adabm_conv2d_cuda with its memory. `run` makes the call. Outputs that were not asked for are None."""
 
     args: native.Conv2dArgs
     read: list[torch.Tensor]
@@ -71,8 +71,10 @@ class CudaCall:
 def conv_of(
     instance: ConvInstance, depths: Depths | None = None, region: Region | None = None, fraction: int | None = None
 ) -> Conv:
-    """The problem as backends take it, where a region of these depths is computed, or everywhere. fraction: of features of 16 bits,
-    else they are floats; a residual in floats is brought into them."""
+    """The problem in the form that backends take. It computes a region of these depths, or everything where there is none.
+
+    fraction: the fraction of 16-bit features, None for float features. A residual in floats is converted to 16 bits too.
+    """
     layer = instance.layer
     conv = Conv(
         instance.x_q,
@@ -105,15 +107,17 @@ def conv2d_call(
     region: Region | None = None,
     fraction: int | None = None,
 ) -> CudaCall:
-    """The problem as a call; outputs: which of y, q (y_q) and a (y_acc). Outputs are poisoned. depths, region, fraction: as in
-    `conv_of`."""
+    """The problem as a call, whose outputs are poisoned.
+
+    outputs: the letters of those that are asked for: y, q (y_q) and a (y_acc). depths, region, fraction: the same as in `conv_of`.
+    """
     layer = instance.layer
     n, h, w, _ = instance.x_q.shape
     f = layer.shuffle
     size, channels = (n, h * f, w * f), layer.weight.shape[-4] // f**2
     y = torch.full((*size, channels), -987654.0) if "y" in outputs else None
     if y is not None and fraction is not None:
-        y = torch.full((*size, channels), -32768, dtype=torch.int16)  # which stands for no feature
+        y = torch.full((*size, channels), -32768, dtype=torch.int16)  # this value stands for no feature
     y_q = torch.full((*size, padded_channels(channels)), POISON, dtype=torch.uint8) if "q" in outputs else None
     y_acc = torch.full((*size, channels), -987654, dtype=torch.int32) if "a" in outputs else None
     conv = conv_of(instance, depths, region, fraction)
@@ -128,7 +132,7 @@ def conv2d_call(
 
 
 def check(instance: ConvInstance, *, packed_x: bool = False, packed_y: bool = False, config: int = 0) -> None:
-    """Accumulators, floats and codes equal the reference's, and no byte beyond the codes is touched."""
+    """Checks that accumulators, floats and codes equal those of the reference, and that no byte beyond the codes was touched."""
     want_acc = instance.run("reference", "acc")[0]
     want_y, want_q = instance.run("reference", "both")
     call = conv2d_call(instance, packed_x=packed_x, packed_y=packed_y)
@@ -145,12 +149,12 @@ def assert_equal(got: torch.Tensor, want: torch.Tensor) -> None:
 
 
 def check_codes(call: CudaCall, instance: ConvInstance, want: torch.Tensor, packed: bool) -> None:
-    """Codes are those wanted, and no byte beyond packed ones is touched."""
+    """Checks that codes are the wanted ones, and that no byte beyond packed codes was touched."""
     if not packed:
         return assert_equal(call.y_q, want)
     assert_equal(unpack_codes(call.y_q, instance.out_bits), want)
     whole = pack_codes(want, instance.out_bits)
-    assert_equal(torch.where(call.y_q == POISON, whole, call.y_q), whole)  # nothing behind the codes of an image
+    assert_equal(torch.where(call.y_q == POISON, whole, call.y_q), whole)  # nothing was written behind the codes of an image
 
 
 # ---- compute capability 9.0
@@ -159,7 +163,8 @@ HOPPER = {"major": 9, "shared_limit": 227 << 10}
 
 
 def reference_of(call: CudaCall, instance: ConvInstance, packed: bool, **place) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """What the reference leaves in the call's y and y_q, the latter unpacked, from what is in them before."""
+    """Computes by the reference what the call should leave in y and y_q, which keep their present contents elsewhere. y_q is
+    returned unpacked."""
     want_y, want_q = (None if t is None else t.clone() for t in (call.y, call.y_q))
     if packed and want_q is not None:
         want_q = unpack_codes(want_q, instance.out_bits)
@@ -168,8 +173,8 @@ def reference_of(call: CudaCall, instance: ConvInstance, packed: bool, **place) 
 
 
 def block(problem: ConvProblem, activation: str = "none", residual: bool = True):
-    """(first, second) instances of a residual block, the second of this activation, and what two convolutions of the reference make
-    of it."""
+    """Returns the first and the second instance of a residual block, the second with this activation, and the result of both by the
+    reference, as two convolutions."""
     first = instantiate(problem)
     settings = {"bits": first.out_bits.tolist(), "activation": activation, "residual": residual}
     second = instantiate(replace(problem, channels=problem.outputs, **settings), seed=1)
@@ -178,7 +183,8 @@ def block(problem: ConvProblem, activation: str = "none", residual: bool = True)
 
 
 def run_block(first, second, packed: bool = False, config: int = 0, outputs: str = "yq", **place):
-    """The second's call, of a region where place names one (`conv2d_call`), after it was made as a block."""
+    """Runs two convolutions as one residual block and returns the second's call. It computes a region where `place` names one
+    (`conv2d_call`)."""
     a, b = conv2d_call(first, packed_x=packed, outputs="q"), conv2d_call(second, packed_y=packed, outputs=outputs, **place)
     a.args.y_q, b.args.x_q, b.args.x_bits = None, None, a.args.out_bits
     a.args.config = config

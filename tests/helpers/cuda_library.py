@@ -1,4 +1,4 @@
-"""The CUDA kernels as g++ compiles them for the fiber runtime in cuda_host/: built once by ninja in build/, loaded with ctypes."""
+"""Builds the CUDA kernels with g++ for the fiber runtime in cuda_host/, once by ninja in build/, and loads them with ctypes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _ninja_file(cxx: str) -> str:
 
 @functools.cache
 def host_library() -> native.Library:
-    """The library with every entry of the CUDA library and the runtime's own. Skips where it cannot be built."""
+    """The library with every entry of the CUDA library and those of the runtime. Skips the test where it cannot be built."""
     cxx = shutil.which("g++") or shutil.which("clang++")
     if cxx is None or not CSRC.exists():
         pytest.skip("no C++ compiler, or no csrc beside the tests")
@@ -70,7 +70,7 @@ def host_library() -> native.Library:
 
 @functools.cache
 def runtime() -> SimpleNamespace:
-    """The test's side of the runtime (cuda_host/cuda_host.h, driver.cpp)."""
+    """The functions of the runtime that only tests call (cuda_host/cuda_host.h, driver.cpp)."""
     dll = ctypes.CDLL(str(host_library().path))
     dll.adabm_host_error.restype = ctypes.c_char_p
     dll.adabm_host_last_stream.restype = ctypes.c_void_p
@@ -91,7 +91,7 @@ def runtime() -> SimpleNamespace:
 
 @contextmanager
 def policy(order: str = "ascending", landing: str = "late", seed: int = 0, detect: bool = True) -> Iterator[None]:
-    """How the runtime runs kernels inside the context."""
+    """Inside the context the runtime runs kernels in this way."""
     set_policy = runtime().dll.adabm_host_policy
     set_policy(ORDERS[order], LANDINGS[landing], seed, detect)
     try:
@@ -102,8 +102,8 @@ def policy(order: str = "ascending", landing: str = "late", seed: int = 0, detec
 
 @contextmanager
 def driver(**answers: int) -> Iterator[None]:
-    """What the pretended driver answers inside the context: devices, major, minor, shared_limit, multiprocessors, current,
-    and the errors count_error (of asking for devices), image_error (of looking for a kernel), launch_error."""
+    """Inside the context the pretended driver gives these answers: devices, major, minor, shared_limit, multiprocessors, current,
+    and the errors count_error (when asked for devices), image_error (when asked for a kernel) and launch_error."""
     dll = runtime().dll
     try:
         for name, value in answers.items():
@@ -114,7 +114,7 @@ def driver(**answers: int) -> Iterator[None]:
 
 
 class Captured(ctypes.Structure):
-    """A launch: its kernel by its mangled name, and what it was started with (driver.cpp)."""
+    """A launch: the mangled name of its kernel, and the numbers and arguments it was started with (driver.cpp)."""
 
     _fields_ = [
         ("function", ctypes.c_uint64),
@@ -132,7 +132,7 @@ class Captured(ctypes.Structure):
 
 @contextmanager
 def captured_launches() -> Iterator[list[Captured]]:
-    """Launches inside the context are not run: the list holds them once it is left."""
+    """Launches inside the context are not run. The list holds them once the context is left."""
     dll, launches = runtime().dll, []
     dll.adabm_host_captured.argtypes = [ctypes.c_uint64, ctypes.POINTER(Captured)]
     dll.adabm_host_captured.restype = ctypes.c_uint64
@@ -148,7 +148,7 @@ def captured_launches() -> Iterator[list[Captured]]:
 
 @contextmanager
 def buffers(read: list, written: list) -> Iterator[None]:
-    """The only global memory that kernels may touch inside the context: arrays or CPU tensors."""
+    """Arrays or CPU tensors that are the only global memory which kernels may touch inside the context."""
     dll = runtime().dll
     dll.adabm_host_clear_buffers()
     try:

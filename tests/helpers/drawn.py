@@ -10,7 +10,7 @@ from adabm_kernels.quantize import Geometry
 
 @st.composite
 def drawn_problems(draw: st.DrawFn) -> ConvProblem:
-    """Any small problem."""
+    """Any small problem with a plain geometry."""
     shuffle = draw(st.sampled_from([1, 1, 2, 3, 4]))
     images = draw(st.integers(1, 3))
     bits = st.tuples(*[st.integers(2, 8)] * images)
@@ -35,7 +35,7 @@ def drawn_problems(draw: st.DrawFn) -> ConvProblem:
 
 @st.composite
 def drawn_geometries(draw: st.DrawFn) -> ConvProblem:
-    """Any small problem that is not computed as plain ones are: with strides, dilation, groups, even kernels or any padding."""
+    """Any small problem whose geometry is not plain: with strides, dilation, groups, kernels of even size or any padding."""
     pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
     shuffle, kernel = draw(st.sampled_from([1, 1, 1, 2])), (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
     form = draw(st.sampled_from(["one", "groups", "depthwise"]))

@@ -1,4 +1,4 @@
-"""A stand-in with the interface of a converted model: files and command line are tested apart from the kernels."""
+"""A stand-in with the interface of a converted model, with which files and the command line are tested apart from the kernels."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from adabm_kernels.nn import ConvertedModel
 
 
 class FakeModel(ConvertedModel):
-    """Repeats each pixel `scale` times, and remembers what was set and what it saw."""
+    """Repeats each pixel `scale` times, and remembers its settings and its inputs."""
 
     scale = 4
     config = ConvertConfig()

@@ -1,4 +1,4 @@
-"""Features of 16 bits by their formula, and a small network that holds its residual stream so."""
+"""16-bit features by their formula, and a small network that holds its residual stream in them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from adabm_kernels.calibrate import calibrate
 from adabm_kernels.nn import ConvertedNetwork
 from adabm_kernels.simulate import SimulatedNetwork
 
-STREAM = ("stream0", "stream1")  # buffers of the features that pass the blocks by
+STREAM = ("stream0", "stream1")  # the buffers of the features that pass the blocks by
 
 
 def held_by(value: torch.Tensor, fraction: int) -> np.ndarray:
-    """int16 in units of 2^-fraction by the formula of docs/numerics.md, in float64, where the product is exact too."""
+    """The int16 that holds each value in units of 2^-fraction, by the formula of docs/numerics.md in float64, where the product is
+    exact too."""
     scaled = np.rint(value.double().numpy() * 2.0**fraction)
     return np.where(np.isnan(scaled), -32767, np.clip(scaled, -32767, 32767)).astype(np.int16)
 
 
 def int16_residual(instance: ConvInstance, fraction: int, seed: int = 3) -> torch.Tensor | None:
-    """In place of the instance's residual: all of int16's values may come, the ends too."""
+    """A residual of random values of int16, both ends included, that takes the place of the instance's; None where it has none."""
     if instance.residual is None:
         return None
     g = torch.Generator().manual_seed(seed)
@@ -36,7 +37,7 @@ def int16_residual(instance: ConvInstance, fraction: int, seed: int = 3) -> torc
 
 
 def wanted(instance: ConvInstance, fraction: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, y_q) from the operator on floats and the formula."""
+    """The y and y_q that follow from the operator on floats and the formula."""
     residual = int16_residual(instance, fraction)
     floats = None if residual is None else torch.from_numpy(residual.numpy() * 2.0**-fraction).float()
     arguments = settings_of(instance, out="float", backend="reference", residual=floats)

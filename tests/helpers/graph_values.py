@@ -1,4 +1,4 @@
-"""The tensors that a graph gives."""
+"""Computes the tensors that a graph gives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adabm_kernels.graph.nodes import BatchNorm, Graph, Node
 
 
 class _Norm(nn.BatchNorm2d):
-    """One that takes [N, C] as well."""
+    """A BatchNorm that takes [N, C] as well."""
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         pass

@@ -11,10 +11,11 @@ PLACES = ("start", "shifted", "end")
 
 
 def guarded_bytes(size: int, alignment: int, place: str) -> tuple[mmap.mmap, int]:
-    """Memory that lives as long as the first of the results, and the offset in it from which `size` bytes may be used.
+    """Reserves memory and returns it with the offset from which `size` bytes may be used. The memory lives as long as the first
+    result.
 
-    place: "end" where they end at the second page (up to the alignment, a power of two), "start" where they begin at the first, and
-    "shifted" where they lie one alignment behind that, so that they are aligned to nothing more.
+    place: "end" where these bytes end at the second page (up to the alignment, a power of two), "start" where they begin at the
+    first page, and "shifted" where they lie one alignment behind "start", so that they are aligned to nothing more.
     """
     page = mmap.PAGESIZE
     pages = -(-(size + alignment) // page)
@@ -27,13 +28,13 @@ def guarded_bytes(size: int, alignment: int, place: str) -> tuple[mmap.mmap, int
 
 
 def guarded_empty(count: int, alignment: int, place: str) -> torch.Tensor:
-    """uint8 [count] of zeros in such memory."""
+    """A tensor uint8 [count] of zeros in guarded memory."""
     room, offset = guarded_bytes(count, alignment, place)
     return torch.frombuffer(room, dtype=torch.uint8, count=count, offset=offset)
 
 
 def guarded(tensor: torch.Tensor, place: str, alignment: int = 0) -> torch.Tensor:
-    """A contiguous copy of a tensor in such memory; alignment: in bytes, that of its elements where it is 0."""
+    """A contiguous copy of a tensor in guarded memory. alignment: in bytes; 0 stands for the size of an element."""
     tensor = tensor.contiguous()
     room = guarded_empty(tensor.nbytes, alignment or tensor.element_size(), place)
     return room.view(tensor.dtype).view(tensor.shape).copy_(tensor)

@@ -1,4 +1,5 @@
-"""A card for card_memory.py of benchmarks/gpu that is the host runtime: its driver's functions are in cuda_host/driver_api.cpp."""
+"""The host runtime in the place of a card for benchmarks/gpu/card_memory.py. The functions of its driver are in
+cuda_host/driver_api.cpp."""
 
 from __future__ import annotations
 
@@ -13,8 +14,11 @@ card_memory = pytest.importorskip("card_memory", reason="benchmarks are not besi
 
 
 class HostCard(card_memory.Card):
-    """checked: kernels may touch nothing but what was reserved and uploaded, and write nothing but outputs; `cuda_library.buffers`
-    around it forgets that again."""
+    """A card that is the host runtime.
+
+    checked: kernels may touch only memory that was reserved or uploaded, and write only to outputs. `cuda_library.buffers` around
+    the card ends this rule.
+    """
 
     def __init__(self, bare: bool = False, checked: bool = True) -> None:
         self._checked = False
@@ -32,7 +36,7 @@ class HostCard(card_memory.Card):
         return self._allow(super().reserve(count), count, True)
 
     def upload(self, array: np.ndarray, writable: bool = False) -> int:
-        checked, self._checked = self._checked, False  # what reserves its room may be written
+        checked, self._checked = self._checked, False  # `reserve`, which `upload` calls, would allow writing
         pointer = super().upload(array)
         self._checked = checked
         return self._allow(pointer, array.nbytes, writable)

@@ -1,4 +1,4 @@
-"""Small known networks with random weights, which the readers of other formats are to recognise."""
+"""Small known networks with random weights, which readers of other formats are to recognise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPECS: dict[str, NetworkSpec] = {
 
 
 def network_of(spec: NetworkSpec, seed: int = 0) -> nn.Module:
-    """The float network with random weights, slopes on both sides of zero and BatchNorms that do something."""
+    """The float network with random weights, slopes on both sides of zero, and BatchNorms that are not the identity."""
     torch.manual_seed(seed)
     network = float_network(spec)
     for layer in network.modules():
@@ -48,7 +48,7 @@ def graph_state(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 class Wrapped(nn.Module):
-    """A network as a part of another: scripts of torch have attributes of their own that are called like some of its."""
+    """A network as a part of another module, because scripts of torch have attributes whose names are also names of its parts."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Wrapped(nn.Module):
 
 
 def computed(imported: Imported, x: torch.Tensor) -> torch.Tensor:
-    """What a network gives that has been read."""
+    """The output of a network that was imported."""
     module = GraphModule(imported.graph)
     module.load_state_dict(imported.state)
     with torch.no_grad():

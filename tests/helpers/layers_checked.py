@@ -1,4 +1,4 @@
-"""Every convolution of a converted network against the simulation in float64."""
+"""Compares every convolution of a converted network with the simulation in float64."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from adabm_kernels.nn.conv import ConvParameters, IntegerConv2d
 from adabm_kernels.quantize import act_grid
 from adabm_kernels.simulate import SimulatedConv2d, SimulatedNetwork
 
-HALF_ULP = 2.0**-24  # relative error of one rounding to float32
+HALF_ULP = 2.0**-24  # the relative error of one rounding to float32
 
 
 @dataclass
 class Step:
-    """One convolution as the integer network ran it; tensors are copies, [N, H, W, C]."""
+    """One convolution as the integer network ran it. The tensors are copies, [N, H, W, C]."""
 
     conv: IntegerConv2d
     x_q: torch.Tensor
@@ -38,7 +38,7 @@ class Step:
     out_bits: torch.Tensor | None
     y: torch.Tensor | None = None
     y_q: torch.Tensor | None = None
-    fraction: int | None = None  # of y and the residual, where they are int16
+    fraction: int | None = None  # the fraction of y and the residual where they are int16
 
 
 def clone(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -47,7 +47,7 @@ def clone(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 @contextmanager
 def recorded() -> Iterator[tuple[list[Step], list[tuple[dict[str, Any], torch.Tensor]]]]:
-    """Every convolution and every quantisation of floats while the context lasts."""
+    """Records every convolution and every quantisation of floats inside the context."""
     steps: list[Step] = []
     quantized: list[tuple[dict[str, Any], torch.Tensor]] = []
     patch = pytest.MonkeyPatch()
@@ -95,11 +95,12 @@ def in_double(conv: SimulatedConv2d) -> SimulatedConv2d:
 
 
 def check_codes(y_q: torch.Tensor, value: torch.Tensor, error: torch.Tensor, lower: float, upper: float, bits: torch.Tensor) -> int:
-    """Codes [N, H, W, C4] against the float64 values [N, C, H, W] they stand for, known up to `error`; returns how many differ.
+    """Compares codes [N, H, W, C4] with the float64 values [N, C, H, W] they stand for, which are known up to `error`. Returns how
+    many codes differ.
 
-    The kernel rounds t' = fma(v', scale, offset) where the simulation rounds t = (v - lower) / (upper - lower) * levels.
-    scale, offset and the sum are rounded once each, so |t' - t| <= scale * error + u (2 |v * scale| + 2 |offset|) for
-    u = 2^-24, up to terms of u^2. A code may differ only where t lies within that of a rounding boundary, then by one.
+    The kernel rounds t' = fma(v', scale, offset) where the simulation rounds t = (v - lower) / (upper - lower) * levels. scale,
+    offset and the sum are rounded once each, so |t' - t| <= scale * error + u (2 |v * scale| + 2 |offset|) for u = 2^-24, up to
+    terms of u^2. A code may differ only where t lies within that distance of a rounding boundary, and then by one.
     """
     channels = value.shape[1]
     assert not y_q[..., channels:].any()
@@ -110,7 +111,7 @@ def check_codes(y_q: torch.Tensor, value: torch.Tensor, error: torch.Tensor, low
     got = y_q[..., :channels].permute(0, 3, 1, 2).double()
     differ = got != t.round()
     near = ((t - t.floor() - 0.5).abs() <= bound) & (t > 0) & (t < levels)
-    assert bound[(value > lower) & (value < upper)].max() < 1e-2  # or the check would say little
+    assert bound[(value > lower) & (value < upper)].max() < 1e-2  # with a larger bound the check would prove little
     assert not (differ & ~near).any()
     assert int(differ.sum()) <= int(near.sum())
     assert ((got - t.round())[differ].abs() == 1).all()
@@ -119,15 +120,15 @@ def check_codes(y_q: torch.Tensor, value: torch.Tensor, error: torch.Tensor, low
 
 @dataclass
 class After:
-    """What follows a convolution before any residual: activation(gain * y + shift), by output channel, float64."""
+    """The function between a convolution and any residual: activation(gain * y + shift), by output channel, in float64."""
 
     gain: torch.Tensor
     shift: torch.Tensor
-    slope: torch.Tensor | None = None  # of negative values; 0 for a ReLU
+    slope: torch.Tensor | None = None  # the slope for negative values, 0 for a ReLU
 
 
 def of_published(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
-    """Read off the simulation's own modules."""
+    """Reads the function off the modules of the simulation."""
     spec, name, k = sim.spec, conv.name, conv.out_channels
     one, zero = torch.ones(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
 
@@ -169,7 +170,7 @@ def of_published(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
 
 
 def of_graph(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
-    """Read off the graph, where a network is none but that."""
+    """Reads the function off the graph, for a network that is only known as a graph."""
     items = fuse(sim.spec.graph(), [one.name for one in sim.quantized_convs()])
     item = next(item for item in items if isinstance(item, FusedConv) and item.conv.key == conv.name)
     state = sim.state_dict()
@@ -189,7 +190,7 @@ def what_follows(sim: SimulatedNetwork, conv: SimulatedConv2d) -> After:
 
 
 def what_follows_in(sim: SimulatedNetwork, name: str, one: torch.Tensor, zero: torch.Tensor) -> After:
-    """The same in networks whose activations and factors follow from the names of their convolutions."""
+    """The function in networks whose activations and factors follow from the names of their convolutions."""
     spec, leaf = sim.spec, name.rpartition(".")[2]
     slope, gain, shift = None, one, zero
     if spec.network in ("imdn", "rfdn"):
@@ -217,12 +218,12 @@ def what_follows_in(sim: SimulatedNetwork, name: str, one: torch.Tensor, zero: t
 
 
 def check_step(step: Step, model: ConvertedNetwork, sim: SimulatedNetwork, offset: torch.Tensor) -> int:
-    """One layer, given the codes it really got, against the simulation in float64; returns how many output codes differ.
+    """Compares one layer, given the codes it really got, with the simulation in float64. Returns how many output codes differ.
 
-    The kernel computes fma(float(acc), alpha, beta), then + residual, in float32. With A = acc * alpha and B = beta exact, and
-    u = 2^-24: float(acc), alpha and the result are rounded for A, beta and the result for B, so the error is at most
-    u (3 |A| + 2 |B|) up to terms of u^2, and adding the residual adds u |sum|. A float64 sum of n terms errs by
-    n 2^-53 SUM |x| |w|. Features of 16 bits may differ by a unit where the value lies within that of a rounding boundary.
+    The kernel computes fma(float(acc), alpha, beta), then + residual, in float32. With A = acc * alpha and B = beta exact, and u =
+    2^-24: float(acc), alpha and the result are rounded for A, beta and the result for B, so the error is at most u (3 |A| + 2 |B|)
+    up to terms of u^2, and adding the residual adds u |sum|. A float64 sum of n terms errs by n 2^-53 SUM |x| |w|. 16-bit features
+    may differ by a unit where the value lies within that distance of a rounding boundary.
     """
     name = step.conv.name
     plain: SimulatedConv2d = sim.layer_named(name)
@@ -248,7 +249,7 @@ def check_step(step: Step, model: ConvertedNetwork, sim: SimulatedNetwork, offse
         gain, shift = after.gain.view(1, -1, 1, 1), after.shift.view(1, -1, 1, 1)
         noise = terms * 2.0**-53 * F.conv2d(x.abs(), weight.abs(), bias.abs(), *sizes) * gain.abs()
         value, constant = value * gain + shift, constant * gain + shift
-    # What a shift cancels was rounded before: float64 sums of larger terms, 2^-53 of each.
+    # A shift may cancel most of a sum, whose float64 terms were larger and were rounded before, by 2^-53 of each.
     noise = noise + 2.0**-50 * (shift.abs() + value.abs())
     error = HALF_ULP * (3 * (value - constant).abs() + 2 * constant.abs()) * (1 + 2.0**-20) + noise
     if after.slope is not None:
@@ -272,14 +273,14 @@ def check_step(step: Step, model: ConvertedNetwork, sim: SimulatedNetwork, offse
 
 
 def held(step: Step, value: torch.Tensor, error: torch.Tensor, reader: ConvParameters | None) -> torch.Tensor:
-    """What int16 holds of values known up to `error`, as the layer rounded them: float64, exact. reader: of the codes.
+    """The values that int16 holds for values known up to `error`, as the layer rounded them: float64, exact.
 
-    Where a value lies so near to a rounding boundary that both its neighbours are right, the features say which it was, or without
-    them the codes.
+    Where a value lies so near to a rounding boundary that both its neighbours are right, the features tell which one it was, or the
+    codes where there are no features. reader: the convolution whose grid the codes are on.
     """
     scaled, near_by = value * 2.0**step.fraction, error * 2.0**step.fraction
     near = (scaled - scaled.floor() - 0.5).abs() <= near_by
-    assert near.double().mean() < 0.02  # or the check would say little
+    assert near.double().mean() < 0.02  # with more such values the check would prove little
     stored = scaled.round()
     if step.y is not None:
         got = step.y.permute(0, 3, 1, 2).double()
@@ -296,7 +297,7 @@ def held(step: Step, value: torch.Tensor, error: torch.Tensor, reader: ConvParam
 
 
 def check_layers(model: ConvertedNetwork, sim: SimulatedNetwork, x: torch.Tensor) -> None:
-    """Every convolution of one forward pass at full depth, and the quantisation of what comes in."""
+    """Checks every convolution of one forward pass at full depth, and the quantisation of the network's input."""
     model.set_depth("full")
     offset = sim.image_offsets(x)
     assert torch.equal(model.image_offsets(x), offset)
@@ -313,7 +314,7 @@ def check_layers(model: ConvertedNetwork, sim: SimulatedNetwork, x: torch.Tensor
             value = value - given["shift"].double().view(1, -1, 1, 1)
             error = HALF_ULP * value.abs()
         parameters = grids.get(given["grid"].data_ptr(), steps[0].conv.parameters_)
-        own = given["grid"].data_ptr() in grids or isinstance(sim.spec, SPANSpec) and sim.spec.norm  # and not that of pixels
+        own = given["grid"].data_ptr() in grids or isinstance(sim.spec, SPANSpec) and sim.spec.norm  # not the grid of pixels
         unit = 255 if i == 0 and not own and getattr(sim.spec, "unit_range", False) and sim.config.quantize == "full" else 1
         lower, upper = parameters.lower * unit, parameters.upper * unit
         assert torch.equal(given["grid"], act_grid(lower, upper))

@@ -1,4 +1,4 @@
-"""Writes graphs as ncnn's files, as its documentation describes them ("param and model file structure"), for tests."""
+"""Writes graphs as files of ncnn, in the form of its documentation ("param and model file structure"), for tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _ACTIVATIONS = {"relu": "ReLU", "sigmoid": "Sigmoid", "tanh": "TanH", "mish": "M
 
 
 class Writer:
-    """Collects layers and their weights. half: weights of convolutions are float16. fused: activations go into convolutions."""
+    """Collects layers and their weights. half: whether weights of convolutions are float16. fused: whether activations become a
+    part of convolutions."""
 
     def __init__(self, half: bool = False) -> None:
         self.half = half
@@ -39,7 +40,8 @@ class Writer:
         self.blobs: list[str] = []
 
     def layer(self, kind: str, name: str, inputs: list[str], outputs: list[str], **settings: object) -> str:
-        """Adds a layer. settings: by number, as p0=..., arrays as a0=(...). Returns its first output."""
+        """Adds a layer and returns its first output. settings: the parameters by number, p0=... for a number and a0=(...) for an
+        array."""
         words = [f"{key[1:]}={_text(value)}" for key, value in settings.items() if key[0] == "p"]
         words += [
             f"{-23300 - int(key[1:])}={len(value)},{','.join(map(_text, value))}"  # type: ignore[arg-type]
@@ -74,13 +76,13 @@ def _text(value: object) -> str:
 
 
 def write_ncnn(path: Path, graph: Graph, state: dict[str, torch.Tensor], half: bool = False) -> Path:
-    """Writes a graph and its weights as PATH.param and PATH.bin, every blob read once, as ncnn has it."""
+    """Writes a graph and its weights as PATH.param and PATH.bin. Every blob is read only once, as ncnn demands."""
     writer = Writer(half)
     reads = [name for node in graph.nodes for name in node.inputs] + list(graph.outputs)
     left: dict[str, list[str]] = {}
 
     def made(blob: str, name: str) -> None:
-        """Blob `blob` is tensor `name`, which so many read."""
+        """Notes that a blob is a tensor of the graph, and splits it where several layers read it."""
         count = reads.count(name)
         copies = [blob] if count == 1 else [f"{blob}_split_{i}" for i in range(count)]
         if count > 1:
@@ -148,7 +150,7 @@ def _node(writer: Writer, node: Node, inputs: list[str], state: dict[str, torch.
 
 
 def _scale(writer: Writer, node: ColourShift | Affine, name: str, x: list[str], blob: list[str]) -> None:
-    """Factors and shifts of three colours."""
+    """Adds layers for the factors and shifts of three colours."""
     if isinstance(node, ColourShift):
         gain, shift = np.ones(3), node.sign * np.array(node.mean)
     else:

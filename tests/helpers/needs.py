@@ -1,8 +1,8 @@
-"""What the tests need beside the package and the Python packages of requirements-test.txt: the one table of it.
+"""The one table of everything the tests need beside the package and the Python packages of requirements-test.txt.
 
-Where something is missing, the tests that need it are skipped for the reason that stands here (`needs`). A run that is to prove
-everything sets CI=true, as `.ci/run` does: there tests/package/test_needs.py fails for each thing that is missing. What such a
-machine cannot have is in the table too, with the reason.
+Where something is missing, the tests that need it are skipped with the reason from this table (`needs`). A run that is to prove
+everything sets CI=true, as `.ci/run` does: tests/package/test_needs.py then fails for each thing that is missing. Things that a
+machine for continuous integration cannot have are in the table too, with the reason.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from adabm_kernels.backends import devices
 
 @dataclass(frozen=True)
 class Need:
-    """what: as in "missing: WHAT". there: whether it is. proves: what is not tested without it. source: where it comes from.
-    never: why a machine for continuous integration does not have it, "" where it must."""
+    """One thing that tests need.
+
+    what: its name, as in "missing: WHAT". there: tells whether the machine has it. proves: what is not tested without it. source:
+    where it comes from. never: the reason why a machine for continuous integration does not have it, "" where it must have it.
+    """
 
     what: str
     there: Callable[[], bool]
@@ -40,7 +43,7 @@ def _program(name: str) -> Callable[[], bool]:
 
 
 def processor_has(*flags: str) -> bool:
-    """Whether Linux lists these of the processor's abilities."""
+    """Tells whether Linux lists these abilities of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and set(cpuinfo.read_text().split()).issuperset(flags)
 
@@ -51,7 +54,7 @@ def _runs_arm() -> bool:
 
 
 def _cuda_tools() -> bool:
-    from sass_statistics import find_tools  # of benchmarks/gpu, which a source distribution may come without
+    from sass_statistics import find_tools  # a part of benchmarks/gpu, which a source distribution may lack
 
     return find_tools() is not None
 
@@ -70,8 +73,8 @@ SIMDE = Path("/usr/include/simde/x86/avx512.h")
 BUILD, APT = "pip install -e .", "apt-get install"
 
 NEEDS = {
-    # The libraries, and the instruction sets of the CPU's: AVX2 runs on the processor, AVX-VNNI is made of it where that is
-    # missing, AMX has a matrix unit in C++, and AVX512-VNNI and NEON are emulated.
+    # The libraries, and the instruction sets of the CPU library. AVX2 runs on the processor. AVX-VNNI is made of AVX2 where the
+    # processor lacks it, AMX has a matrix unit in C++, and AVX512-VNNI and NEON are emulated.
     "cpu": Need("the CPU library", partial(_built, "scalar"), "the CPU backend", f"{BUILD}, with a C++17 compiler"),
     "cuda": Need("the CUDA library", (native.LIBRARIES / "libadabm_cuda.so").exists, "its machine code", f"{BUILD}, with nvcc"),
     "avx2": Need("AVX2", lambda: processor_has("avx2", "fma") and _built("avx2"), "AVX2 and AVX-VNNI", "the processor"),
@@ -91,7 +94,7 @@ NEEDS = {
         f"triton-{version}": Need(f"Triton {version}", partial(is_installed, version), "the kernels built by it", "make test")
         for version in BESIDE
     },
-    # What a machine for continuous integration goes without
+    # Things that a machine for continuous integration does not have
     "shared": Need(
         "../shared",
         SHARED.is_dir,
@@ -123,7 +126,7 @@ NEEDS = {
 
 
 def why_missing(name: str) -> str:
-    """A sentence that says what is missing and where it comes from, "" where it is there."""
+    """A sentence that says what is missing and where it comes from; "" where the machine has it."""
     need = NEEDS[name]
     return "" if need.there() else f"missing: {need.what} ({need.source}); not tested without: {need.proves}"
 

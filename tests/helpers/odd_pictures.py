@@ -1,4 +1,4 @@
-"""Files as programs other than ours write them, made by hand where Pillow would not write them so."""
+"""Picture files as other programs write them, made by hand where Pillow would not write them in this way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALPHA = (255 * _X / WIDTH).astype(np.uint8)
 
 
 def encode(image: PIL.Image.Image | np.ndarray, kind: str, **options: object) -> bytes:
-    """A file of Pillow's; the test is skipped where this Pillow writes none of the kind."""
+    """A file that Pillow writes. The test is skipped where this version of Pillow cannot write the kind."""
     PIL.Image.init()
     if kind not in PIL.Image.SAVE:
         pytest.skip(f"Pillow {PIL.__version__} writes no {kind}")
@@ -29,7 +29,7 @@ def encode(image: PIL.Image.Image | np.ndarray, kind: str, **options: object) ->
 
 
 def jpeg_with_xmp(data: bytes, xmp: bytes) -> bytes:
-    """A JPEG file with XMP before all else it says."""
+    """The JPEG file with XMP before all its other segments."""
     segment = b"http://ns.adobe.com/xap/1.0/\0" + xmp
     return data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(segment)) + segment + data[2:]
 
@@ -49,7 +49,7 @@ def png(*before: bytes, after: bytes = b"", rows: np.ndarray = SMOOTH) -> bytes:
 
 
 def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Names and contents of a PNG's chunks."""
+    """The names and contents of a PNG's chunks."""
     found, place = [], 8
     while place < len(data):
         (size,) = struct.unpack_from(">I", data, place)
@@ -59,7 +59,8 @@ def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def tiff(*pages: dict) -> bytes:
-    """An uncompressed TIFF. A page: rows [H, W, C] of pixels, tags {tag: (type, values)}, and below, a list of such pages."""
+    """An uncompressed TIFF. Each page is a dict: rows, pixels [H, W, C]; tags, {tag: (type, values)}; below, a list of such
+    pages."""
     out = bytearray(b"II*\0\0\0\0\0")
     link = 4
     for page in pages:
@@ -104,7 +105,7 @@ def _tiff_directory(out: bytearray, page: dict, extra: dict | None = None) -> in
 
 
 def bmp_with_alpha(alpha: np.ndarray) -> bytes:
-    """A BMP of version 5 whose masks name alpha."""
+    """A BMP of version 5 that has a mask for alpha."""
     body = np.dstack([SMOOTH[::-1, :, ::-1], alpha[::-1]]).tobytes()
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     info = struct.pack("<IiiHHIIiiII", 124, WIDTH, HEIGHT, 1, 32, 3, len(body), 2835, 2835, 0, 0) + masks
@@ -113,7 +114,7 @@ def bmp_with_alpha(alpha: np.ndarray) -> bytes:
 
 
 def exif(orientation: int = 6, thumbnail: bytes = b"\xff\xd8thumbnail\xff\xd9") -> bytes:
-    """A TIFF structure with a date, a maker's note, a place and a thumbnail, as a camera writes it, the low byte first."""
+    """A TIFF structure with a date, a maker's note, a place and a thumbnail, as cameras write it, with the low byte first."""
     parts = bytearray(b"II*\0\x08\0\0\0")
 
     def directory(entries: list[tuple[int, int, int, bytes]], following: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Arguments of the operators, right ones and wrong ones, for tests that call these as torch does."""
+"""Right and wrong arguments of the operators, for tests that call operators in the way torch does."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def by_border_class(backend: str) -> dict[str, Any]:
 
 
 def order(operator: str, arguments: dict[str, Any]) -> tuple:
-    """The arguments by position, as the operator's schema wants them."""
+    """The arguments by position, in the order of the operator's schema."""
     schema = getattr(torch.ops.adabm, operator).default._schema
     everywhere = {"depth": None, "region": [], "geometry": [], "features": "float32", "fraction": 0}
     return tuple((everywhere | arguments)[argument.name] for argument in schema.arguments)
@@ -86,7 +86,7 @@ QUANTIZE = {
 
 
 def place(region: Region, *size: int) -> dict[str, Any]:
-    """A region of [images, height, width] in tiles of 3 pixels of depths 0, 1, 0, 1, ..."""
+    """The arguments of a region of [images, height, width], in tiles of 3 pixels with the depths 0, 1, 0, 1, ..."""
     images, height, width = size
     shape = images, tiles_of(height, 3, 1), tiles_of(width, 3, 2)
     depths = Depths((torch.arange(math.prod(shape)) % 2).to(torch.uint8).view(shape), 3, 1, 2)

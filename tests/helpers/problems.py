@@ -1,4 +1,4 @@
-"""Named convolution problems, shared by tests and benchmarks."""
+"""Named convolution problems that tests and benchmarks share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from adabm_kernels.quantize import PLAIN, Geometry, act_grid, padded_channels, t
 
 @dataclass(frozen=True)
 class ConvProblem:
-    """One convolution with its epilogue. bits: of each image's codes; out_bits: of each image's output codes."""
+    """One convolution with its epilogue. bits: the bits of each image's input codes. out_bits: the bits of each image's output
+    codes."""
 
     name: str
     height: int
@@ -34,7 +35,7 @@ class ConvProblem:
     lower: float = -1.5
     upper: float = 2.25
     geometry: Geometry = PLAIN
-    kernel_w: int | None = None  # where the kernel is no square
+    kernel_w: int | None = None  # the width of a kernel that is not square
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -53,7 +54,7 @@ class ConvProblem:
 
 @dataclass
 class ConvInstance:
-    """A problem with data: `layer` and the arguments of one call of it."""
+    """A problem with data: `layer`, and the arguments of one call of this layer."""
 
     layer: AdaptiveConv2d
     x_q: torch.Tensor
@@ -74,7 +75,7 @@ class ConvInstance:
             return self.layer.pixels(self.x_q, self.bits, residual=self.residual)
 
     def conv(self, backend: str) -> Conv:
-        """What a backend's own `conv2d_out` reads."""
+        """The arguments that a backend's own `conv2d_out` reads."""
         layer = self.layer
         layer.set_backend(backend, 1)
         tables = (self.x_q, self.bits, layer.weight, layer.packed, layer.alpha, layer.beta, layer.slope, self.residual)
@@ -83,14 +84,14 @@ class ConvInstance:
 
 
 def int16_features(conv: Conv, fraction: int) -> Conv:
-    """The convolution with features of 16 bits; its residual, where it has floats, becomes what they hold of it."""
+    """The convolution with 16-bit features. A residual of floats becomes the int16 numbers that hold its values."""
     floats = conv.residual is not None and conv.residual.dtype == torch.float32
     residual = to_fixed(conv.residual, fraction) if floats else conv.residual
     return replace(conv, residual=residual, features="int16", fraction=fraction)
 
 
 def random_parameters(p: ConvProblem, generator: torch.Generator, extreme: bool = False) -> ConvParameters:
-    """Random weights over the whole grid; `extreme`: only its two ends, where saturation would show."""
+    """Random weights over the whole grid. extreme: whether they take only its two ends, at which saturation would show."""
     low, high = -(2 ** (p.weight_bits - 1)), 2 ** (p.weight_bits - 1) - 1
     shape = (p.outputs, p.channels // p.geometry.groups, *p.kernel_size)
     if extreme:
@@ -114,7 +115,7 @@ def random_parameters(p: ConvProblem, generator: torch.Generator, extreme: bool 
 
 
 def instantiate(p: ConvProblem, seed: int = 0, extreme: bool = False) -> ConvInstance:
-    """The problem with random codes, weights and tables; the same for the same seed."""
+    """The problem with random codes, weights and tables, which are the same for the same seed."""
     g = torch.Generator().manual_seed(seed)
     layer = AdaptiveConv2d(
         random_parameters(p, g, extreme),
@@ -137,8 +138,8 @@ def instantiate(p: ConvProblem, seed: int = 0, extreme: bool = False) -> ConvIns
 
 
 def half_units(outputs: int, activation: str, fraction: int, sizes: tuple[int, int, int] = (7, 13, 20)) -> ConvInstance:
-    """Results that are odd and even halves of 2^-fraction; of some outputs too large, infinite or NaN. sizes: height, width and
-    channels."""
+    """A problem whose results are odd and even multiples of half of 2^-fraction. Those of the first outputs are too large for
+    int16, infinite or NaN. sizes: height, width and channels."""
     instance = instantiate(ConvProblem("halves", *sizes, outputs, bits=(3, 4), activation=activation, residual=True))
     step, layer = 2.0**-fraction, instance.layer
     instance.residual *= 100 * step
@@ -148,19 +149,20 @@ def half_units(outputs: int, activation: str, fraction: int, sizes: tuple[int, i
     layer.beta.zero_()
     ends = (32766.5, 32767.5, -32767.5, 4e4, -4e4, float("inf"), -float("inf"), float("nan"))
     layer.beta[..., : len(ends)] = torch.tensor(ends) * step
-    layer.alpha[:, 5:8] = 0  # or infinities could meet
+    layer.alpha[:, 5:8] = 0  # otherwise infinities could meet
     return instance
 
 
 def bell_codes(weight_bits: int, outputs: int, channels: int) -> torch.Tensor:
-    """Codes k' [K, C, 3, 3] as calibration leaves them: bell-shaped and cut off, with a range of three standard deviations."""
+    """Codes k' [K, C, 3, 3] with the distribution that calibration gives: bell-shaped and cut off, with a range of three standard
+    deviations."""
     g = torch.Generator().manual_seed(0)
     most = 2 ** (weight_bits - 1)
     return torch.round(torch.randn(outputs, channels, 3, 3, generator=g) * most / 3).clamp(-most, most - 1).to(torch.int64)
 
 
 def set_weights(instance: ConvInstance, codes: torch.Tensor, grid: str, isa: str) -> None:
-    """Gives the layer codes k' [K, C, R, S] of a weight grid, planned for all bits of its input; the tables stay as they are."""
+    """Gives the layer codes k' [K, C, R, S] of a weight grid, and a plan for all bits of its input. The tables stay as they are."""
     layer = instance.layer
     forms = [(False, weight_integers(codes, grid))] + ([(True, codes)] if grid == "odd" else [])
     times = tile_times(isa)
@@ -173,14 +175,15 @@ def set_weights(instance: ConvInstance, codes: torch.Tensor, grid: str, isa: str
 
 
 def set_tile(instance: ConvInstance, tile: str, most_bits: int) -> None:
-    """Has codes of 2..most_bits bits computed by a tile, whatever was planned."""
+    """Makes a tile compute codes of 2..most_bits bits, whatever was planned."""
     plan, count = instance.layer.plan, most_bits - MIN_BITS + 1
     instance.layer.plan = replace(plan, tile=(tile,) * count + (DIRECT.name,) * (len(plan.tile) - count))
     instance.layer.packed = torch.empty(0, dtype=torch.uint8)
 
 
 def collapsed(height: int, width: int, channels: int, outputs: int, shuffle: int, bits: tuple[int, ...], borders: bool) -> dict:
-    """A layer of 5x5 as an upsampler collapses to: weights that fall off outwards, kernels of its own at the border."""
+    """The arguments of a collapsed upsampler with kernels of 5x5, whose weights fall off outwards. borders: whether the layer has
+    kernels of its own at the border."""
     g = torch.Generator().manual_seed(height * 100 + width)
     fall_off = torch.tensor([0.1, 0.5, 1, 0.5, 0.1])
     shape = (5, 5) if borders else ()
@@ -198,7 +201,7 @@ def collapsed(height: int, width: int, channels: int, outputs: int, shuffle: int
 
 
 def runnable_isas() -> list[str]:
-    """Instruction sets that were built and that this machine has."""
+    """The instruction sets that were built and that this machine has."""
     if native.why_missing("cpu"):
         return []
     return [name for name in list(native.ISAS)[1:] if all(native.isa_built_and_present(name))]
@@ -223,7 +226,7 @@ PROBLEMS = [
     ConvProblem("wide_input", 3, 8, 512, 64, bits=(8,)),
 ]
 
-# Strides, dilation, groups, kernels of even size and padding: for backends with any_geometry.
+# These problems have strides, dilation, groups, kernels of even size or padding, for backends with any_geometry.
 GEOMETRIES = [
     ConvProblem("stride_two", 13, 18, 20, 64, bits=(4, 8), activation="relu", residual=True, geometry=Geometry(stride=(2, 2))),
     ConvProblem("stride_rows", 9, 40, 8, 70, bits=(5,), out_bits=(7,), geometry=Geometry(stride=(3, 1), padding=(0, 2))),

@@ -1,6 +1,6 @@
-"""Networks of more families written as modules, under the names of their authors' state dicts: what the graphs are compared with.
+"""Networks of more families, written as modules with the keys of their authors' state dicts. The graphs are compared with them.
 
-All take and give pixels in 0..1.
+All networks take and give pixels in 0..1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def conv(c: int, k: int, kernel: int = 3, **settings: object) -> nn.Conv2d:
 
 
 class Conv3XC(nn.Module):
-    """As it is trained: 1x1, 3x3 and 1x1 in a row, beside them 1x1."""
+    """A convolution in the form in which it is trained: 1x1, 3x3 and 1x1 in a row, with a 1x1 convolution beside them."""
 
     def __init__(self, c: int, k: int):
         super().__init__()
@@ -87,7 +87,7 @@ class IMDB(nn.Module):
 
 
 class Distilling(nn.Module):
-    """What IMDN and RFDN have around their blocks."""
+    """The layers that IMDN and RFDN have around their blocks."""
 
     def __init__(self, blocks: list[nn.Module], name: str, scale: int, c: int):
         super().__init__()
@@ -157,7 +157,7 @@ class Shift(nn.Module):
 
 
 class Body(nn.Module):
-    """Layers that others are called `body` in; a residual block with `adds`."""
+    """Layers under the key `body`, as some authors nest them. adds: whether the input is added, which makes a residual block."""
 
     def __init__(self, *layers: nn.Module, adds: bool = False):
         super().__init__()
@@ -185,7 +185,7 @@ class Cascade(nn.Module):
 
 
 class CARN(Cascade):
-    """groups: more than one for a CARN-M."""
+    """A CARN. groups: more than one for a CARN-M."""
 
     def __init__(self, scale: int = 2, c: int = 8, groups: int = 1):
         def block() -> nn.Module:
@@ -207,7 +207,7 @@ class CARN(Cascade):
 
 
 class VDSR(nn.Module):
-    """Of a picture that is enlarged already. colours: 1 for the brightness, 3 for RGB."""
+    """A VDSR, which takes a picture that is enlarged already. colours: 1 for brightness alone, 3 for RGB."""
 
     def __init__(self, colours: int = 3, layers: int = 2, c: int = 8):
         super().__init__()
@@ -223,7 +223,8 @@ class VDSR(nn.Module):
 
 
 class DnCNN(nn.Module):
-    """norm: eps of the BatchNorms, 0 for none. biases: of the first convolution, and of the others."""
+    """A DnCNN. norm: the eps of the BatchNorms, 0 for none. biases: whether the first convolution has a bias, and whether the
+    others do."""
 
     def __init__(self, colours: int = 3, layers: int = 2, c: int = 8, norm: float = 0, biases=(True, True), name="model"):
         super().__init__()

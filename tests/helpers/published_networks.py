@@ -1,4 +1,4 @@
-"""EDSR, RDN and SRResNet written as modules, the way their authors' code writes them: what their graphs are compared with."""
+"""EDSR, RDN and SRResNet, written as modules as in their authors' code. The graphs are compared with them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from adabm_kernels.networks.srresnet import SRResNetSpec
 
 
 class MeanShift(nn.Module):
-    """Add (`sign=1`) or subtract (`sign=-1`) a colour in 0..255, stored as the 1x1 convolution published weights carry."""
+    """Adds (`sign=1`) or subtracts (`sign=-1`) a colour in 0..255, stored as the 1x1 convolution that published weights have."""
 
     def __init__(self, sign: int, mean: tuple[float, float, float]):
         super().__init__()
-        # Numbers, not arithmetic on tensors: on the meta device, where shapes are taken, that imports torch's whole compiler.
+        # These are numbers rather than tensors: arithmetic on tensors of the meta device, where shapes are taken, imports torch's
+        # whole compiler.
         identity = [[float(i == j) for j in range(3)] for i in range(3)]
         self.register_buffer("weight", torch.tensor(identity).view(3, 3, 1, 1))
         self.register_buffer("bias", torch.tensor([sign * value for value in mean]))
@@ -25,7 +26,7 @@ class MeanShift(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + res_scale * conv(relu(conv(x))), [N, channels, H, W] -> the same shape."""
+    """x + res_scale * conv(relu(conv(x))), from [N, channels, H, W] to the same shape."""
 
     def __init__(self, channels: int, res_scale: float):
         super().__init__()
@@ -78,7 +79,7 @@ class _DenseLayer(nn.Module):
 
 
 class _DenseBlock(nn.Module):
-    """[N, G0, H, W] -> the same shape: dense layers, a 1x1 fusion, the block's input added."""
+    """Dense layers, a 1x1 fusion and the addition of the block's input, from [N, G0, H, W] to the same shape."""
 
     def __init__(self, spec: RDNSpec):
         super().__init__()
@@ -151,10 +152,10 @@ class SRResNet(nn.Module):
 
 
 def to_range(x: torch.Tensor, spec: SRResNetSpec) -> torch.Tensor:
-    """Pixels in 0..255 as the weights expect them."""
+    """Pixels in 0..255 in the range that the weights expect."""
     return x / 255 if spec.unit_range else x
 
 
 def from_range(y: torch.Tensor, spec: SRResNetSpec) -> torch.Tensor:
-    """What the weights give, as pixels in 0..255."""
+    """The outputs of the weights as pixels in 0..255."""
     return (y + 1) * 127.5 if spec.unit_range else y

@@ -8,7 +8,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 def shared_path(*parts: str) -> Path:
-    """A path below ../shared; the calling test is skipped where it is absent."""
+    """A path below ../shared. The calling test is skipped where it does not exist."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"{'/'.join(('../shared', *parts))} is not there")

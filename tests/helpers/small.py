@@ -1,4 +1,4 @@
-"""Small networks for tests, and the setting to run them in."""
+"""Small networks for tests, and the setting in which they run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adabm_kernels.networks.vdsr import VDSRSpec
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Threads gain little on networks this small, and lose a lot beside other work on the machine."""
+    """Sets torch to one thread: more gain little on networks this small, and lose much beside other work on the machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -27,13 +27,14 @@ def one_thread():
 
 
 def small_edsr(seed=0, **spec):
-    """A random EDSR x2 with 2 blocks of 8 channels, or as `spec` says."""
+    """A random EDSR x2 with 2 blocks of 8 channels. spec: hyper-parameters that differ from these."""
     torch.manual_seed(seed)
     return EDSR(EDSRSpec(**{"scale": 2, "blocks": 2, "channels": 8} | spec)).eval()
 
 
 def repeating_edsr(seed=0, **spec):
-    """`small_edsr` that repeats every pixel, but for a thousandth of random features: what can pass for a trained network."""
+    """A `small_edsr` that repeats every pixel and adds a thousandth of random features, so that it can pass for a trained
+    network."""
     edsr = small_edsr(seed, **spec)
     with torch.no_grad():
         for parameter in edsr.parameters():
@@ -57,7 +58,7 @@ NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
 
 
 def images(*size: int) -> torch.Tensor:
-    """The same noise in 0..255 for the same size."""
+    """Noise in 0..255 that is the same for the same size."""
     return torch.rand(*size, generator=torch.Generator().manual_seed(0)) * 255
 
 
@@ -69,12 +70,12 @@ def noise(count, height=16, width=16, seed=0):
 
 
 def same(a, b):
-    """Whether two state dicts are equal."""
+    """Tells whether two state dicts are equal."""
     return all(torch.equal(value, b[key]) for key, value in a.items()) and a.keys() == b.keys()
 
 
 class OnOtherDevice(torch.Tensor):
-    """Says that it is on a device that this machine has not."""
+    """A tensor that claims to be on a device which this machine does not have."""
 
     @staticmethod
     def __new__(cls, like: torch.Tensor) -> OnOtherDevice:
@@ -88,7 +89,7 @@ class OnOtherDevice(torch.Tensor):
 
 
 def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty gives garbage from now on, so that what a kernel leaves out shows."""
+    """Makes torch.empty give garbage from now on, so that elements which a kernel does not write show."""
     plain_empty = torch.empty
 
     def empty(*size: Any, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:

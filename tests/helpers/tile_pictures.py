@@ -1,10 +1,10 @@
-"""Images of codes whose tiles have depths to be told: sizes, places of the grid, and what is in them."""
+"""Images of codes whose tiles are given depths: sizes of images, places of tiles, and contents."""
 
 from __future__ import annotations
 
 import torch
 
-# Height and width of images; tile, top and left.
+# Five numbers: the height and width of an image; the side of a tile, and the top and left of the tiles.
 PLACES = {
     "one_pixel": (1, 1, 4, 0, 0),
     "one_row": (1, 9, 4, 1, 3),
@@ -18,7 +18,8 @@ THRESHOLDS = (0, 20, 60, 300, 510)
 
 
 def pictures(height: int, width: int) -> torch.Tensor:
-    """Codes [6, H, W, 4]: strong and weak noise, and grey ones with one other pixel, in a channel each."""
+    """Codes [6, H, W, 4]: one image of strong noise, one of weak noise, and four grey ones with one other pixel, each in another
+    channel."""
     generator = torch.Generator().manual_seed(height * width)
     x_q = torch.full((6, height, width, 4), 100, dtype=torch.uint8)
     x_q[:2] = torch.randint(0, 256, (2, height, width, 4), dtype=torch.uint8, generator=generator)

@@ -1,4 +1,4 @@
-"""Modules as people write them, small: what `trace` is tested with."""
+"""Small modules as people write them, with which `trace` is tested."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ResNeXt(nn.Module):
 
 
 class UNet(nn.Module):
-    """Sides must be multiples of 4."""
+    """A U-Net, for pictures whose sides are multiples of 4."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,8 @@ class UNet(nn.Module):
 
 
 class DnCNN(nn.Module):
-    """Zhang et al. 2017: the network computes the noise, which is taken away. Pictures are padded to multiples of 4 and cut."""
+    """The network of Zhang et al. 2017: it computes the noise, which is subtracted. Pictures are padded to multiples of 4 and
+    cut."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class DnCNN(nn.Module):
 
 
 class Compact(nn.Module):
-    """SRVGGNetCompact of Real-ESRGAN: a list of layers, and the picture itself repeated."""
+    """SRVGGNetCompact of Real-ESRGAN: a list of layers, to whose result the repeated picture is added."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +169,7 @@ class Detector(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Attention inside windows of 4x4: sides must be multiples of 4. A table of biases is read by integers."""
+    """Attention inside windows of 4x4, for sides that are multiples of 4. It looks up a table of biases by integers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +188,8 @@ class WindowAttention(nn.Module):
 
 
 class Oddments(nn.Module):
-    """Forms that the others have not: a layer used twice, weights that are computed, an even kernel, numbers on the left, cuts."""
+    """Forms that the other modules lack: a layer used twice, computed weights, an even kernel, numbers as left operands, and
+    cuts."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,8 +24,11 @@ LARGE = ("x_q", "residual", "y", "y_q", "x", "partial")  # tensors that may have
 
 @dataclass(frozen=True)
 class Registers:
-    """Vector registers of a SIMD, for each of its lanes; in how many at a time a wave gets them; the most waves of a SIMD; bytes of
-    local data share of the unit that its four SIMDs belong to. LLVM, "User Guide for AMDGPU Backend", and its GCNSubtarget."""
+    """The vector registers of an architecture (LLVM, "User Guide for AMDGPU Backend", and its GCNSubtarget).
+
+    total: the registers of a SIMD, for each of its lanes. granule: the registers by which the share of a wave grows. waves: the
+    most waves of a SIMD. shared: the bytes of local data share of the unit that its four SIMDs belong to.
+    """
 
     total: int
     granule: int
@@ -33,7 +36,7 @@ class Registers:
     shared: int
 
 
-SIMDS = 4  # of a compute unit of CDNA, and of a workgroup processor of RDNA, which runs a whole workgroup
+SIMDS = 4  # SIMDs of a compute unit of CDNA, and of a workgroup processor of RDNA, which runs a whole workgroup
 REGISTERS = {
     "gfx90a": Registers(512, 8, 8, 64 << 10),
     "gfx942": Registers(512, 8, 8, 64 << 10),
@@ -46,10 +49,13 @@ REGISTERS = {
 
 @dataclass
 class Built:
-    """registers: vector registers of a lane, those of matrix products included; scratch: bytes of a lane; shared: bytes of a
-    workgroup; settings: what the kernel asks of the hardware (`.amdhsa_` directives). operations: how often each machine
-    instruction occurs; lines: the instructions with their operands. fused: multiply-adds of float32; asked: those of the code that
-    the compiler makes instructions of."""
+    """A built kernel.
+
+    registers: vector registers of a lane, including those of matrix products. scratch: bytes of a lane. shared: bytes of a
+    workgroup. settings: the modes that the kernel asks of the hardware (`.amdhsa_` directives). operations: how often each machine
+    instruction occurs. lines: the instructions with their operands. fused: the number of multiply-adds of float32. asked: the
+    number of them in the code from which the compiler makes instructions.
+    """
 
     arch: str
     registers: int
@@ -65,32 +71,35 @@ class Built:
 
     @property
     def occupancy(self) -> float:
-        """Waves of a SIMD that registers and shared memory leave room for."""
+        """The number of waves of a SIMD for which registers and shared memory have room."""
         card = REGISTERS[self.arch]
         waves = min(card.waves, card.total // (-(-max(self.registers, 1) // card.granule) * card.granule))
         groups = min(SIMDS * waves // self.warps, card.shared // self.shared if self.shared else SIMDS * waves)
         return groups * self.warps / SIMDS
 
     def products(self) -> Counter:
-        """How often each instruction occurs that adds up several products."""
+        """How often each instruction occurs that sums several products."""
         return Counter({name: count for name, count in self.operations.items() if PRODUCT.match(name)})
 
     def wrong_products(self) -> list[str]:
-        """Instructions that do not multiply int8 by int8 into an int32 which wraps, by what this architecture has for it."""
+        """The multiplying instructions other than those that this architecture has for int8 by int8 with an int32 sum that
+        wraps."""
         right = PRODUCTS[amd.ARCHITECTURES[self.arch].products]
         return [line for line in self.lines if PRODUCT.match(line) and not right.fullmatch(line)]
 
     def wrong_settings(self) -> list[str]:
-        """Modes of floats that are not those of the reference: rounding to nearest even, subnormal numbers as they are, and, where
-        there is such a mode, NaN beside a number giving way to it whatever its kind (IEEE mode, before which the compiler has
-        quieted what may signal)."""
+        """The modes of floats that differ from those of the reference.
+
+        The reference rounds to nearest even and keeps subnormal numbers. Where an architecture has IEEE mode, it must be on: the
+        minimum or maximum of a number and any kind of NaN is then the number, because the compiler has quieted NaN that may signal.
+        """
         wanted = {"float_round_mode_32": "0", "float_denorm_mode_32": "3"}
         wanted |= {} if self.arch.startswith("gfx12") else {"ieee_mode": "1"}
         return [f"{name} {self.settings.get(name)}" for name, value in wanted.items() if self.settings.get(name) != value]
 
 
 PRODUCT = re.compile(r"v_(mfma|smfmac|wmma|swmmac|dot)\w*")
-# Signed by name, or by flags of the two factors; none saturates ("clamp").
+# A product is signed by the name of the instruction, or by flags of its two factors. None may saturate ("clamp").
 PRODUCTS = {
     "mfma": re.compile(r"v_mfma_i32_\d+x\d+x\d+_?i8 (?:[av](?:\d+|\[\d+:\d+\]), ){3}(?:[av]\[\d+:\d+\]|0)"),
     "wmma": re.compile(r"v_wmma_i32_16x16x16_iu8 (?:v\[\d+:\d+\], ){3}(?:v\[\d+:\d+\]|0) neg_lo:\[1,1,0\]"),
@@ -100,7 +109,8 @@ FUSED = re.compile(r"v_(pk_|dual_)?(?:fma|fmac|fmaak|fmamk|mad|mac|madak|madmk)(
 
 
 def compile_kernel(name: str, arch: str, **options: Any) -> Built:
-    """A form of CONV2D or OTHERS for an architecture of AMD, launched with `options` in place of those that it has."""
+    """Builds a form of CONV2D or OTHERS for an architecture of AMD. options: options of the launch that replace those of the
+    form."""
     large = LARGE if "wide" in name else ()
     return triton_compiled.compile_kernel(name, arch, partial(_compile, large=large, changed=options))
 
@@ -113,7 +123,7 @@ def _compile(kernel, types, constants, absent, arch: str, *_, large: tuple[str, 
 
 
 def refused(arch: str) -> str:
-    """Why this release of Triton builds nothing for an architecture; empty where it does."""
+    """The reason why this release of Triton builds nothing for an architecture; "" where it does."""
     import triton
 
     found = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -130,7 +140,7 @@ def build(kernel, types, constants, absent, arch: str, large: tuple[str, ...] = 
 
 
 def read(text: str, arch: str, metadata: Any, asked: int) -> Built:
-    """From the assembly that the compiler writes."""
+    """The record of a kernel, read from the assembly that the compiler writes."""
     lines = [part.strip() for line in re.findall(r"^\t([a-z]\w+(?:[ \t].*)?)$", text, re.MULTILINE) for part in line.split("::")]
     lines = [line.partition(";")[0].strip() for line in lines]
     operations = Counter(re.sub(r"_e(32|64)(_dpp)?$|_dpp8?$|_sdwa$", "", line.split()[0]) for line in lines)
@@ -150,13 +160,14 @@ BEGIN, END = "<!-- forms: made by tests/helpers/triton_amd.py -->\n", "<!-- end 
 
 
 def cell(kernel: Built) -> str:
-    """Registers, kilobytes of shared memory, waves; bytes of scratch memory where there are any."""
+    """A cell of the table: registers, kilobytes of shared memory, and waves; then bytes of scratch memory where there are any."""
     words = f"{kernel.registers} / {kernel.shared / 1024:.3g} / {kernel.occupancy:g}"
     return words + (f", {kernel.scratch} scratch" if kernel.scratch else "")
 
 
 def table(built: dict[tuple[str, str], Built]) -> str:
-    """Markdown: a form a row, an architecture a column; before it what each architecture multiplies with."""
+    """The table as Markdown, with a row for each form and a column for each architecture. Before it stand the instructions by which
+    each architecture multiplies."""
     lines = []
     for arch, facts in amd.ARCHITECTURES.items():
         names = sorted({name for (_, on), kernel in built.items() if on == arch for name in kernel.products()})

@@ -19,9 +19,9 @@ import triton_paths
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What blocks of threads share out among themselves (CUDA C++ Programming Guide, technical specifications).
+    """The resources that the blocks of threads on a multiprocessor share (CUDA C++ Programming Guide, technical specifications).
 
-    shared: bytes, of which each block takes RESERVED besides its own. threads, blocks: at most.
+    shared: bytes, of which each block takes RESERVED besides its own. threads, blocks: the largest numbers of them.
     """
 
     shared: int
@@ -68,16 +68,16 @@ CONV2D: dict[str, dict[str, Any]] = {
     "kept_depths": BODY | {"residual": True, "y": 1, "codes": True, "packed": True, "kept": True, "depth": True, "passes": True},
     "depths_pixels": BODY | {"weight": (5, 5, 48, 5, 5, 64), "shuffle": 4, "y": 3, "codes": False, "packed": True, "depth": True},
 }  # fmt: skip
-# Forms that take long to build, and where: a program that keeps the weights has a loop for each way to store codes.
+# Forms that take long to build, with the architectures: a program that keeps the weights has a loop for each way to store codes.
 ONLY = {"kept": (80, 90, 100), "kept_depths": (90,)}
-# Forms of which but one block fits on a multiprocessor of 9.0; four fit of `small`, whose blocks have half as many warps.
+# Forms of which only one block fits on a multiprocessor of 9.0. Of `small`, whose blocks have half as many warps, four fit.
 ONE_BLOCK = {"depths_wide", *ONLY}
 # Forms of which two blocks fit on 8.0, 10.0 and 12.0 too.
 TWO_BLOCKS = {"body", "bytes", "dense", "upsampler", "tail", "last", "sums", "residual_int16"}
-# Bytes of local memory that a thread may take, by form and architecture; elsewhere none. On 8.6 and 8.9 ptxas keeps to 128
-# registers, for two blocks a multiprocessor, and puts away up to four words that it needs behind the products alone.
+# Bytes of local memory that a thread may take, by form and architecture; no other form may take any. On 8.6 and 8.9 ptxas keeps to
+# 128 registers, for two blocks a multiprocessor, and spills up to four words that it needs only after the products.
 STACK = {("depths", 86): 8, ("depths", 89): 8, ("depths_closing", 86): 16, ("depths_closing", 89): 16}
-# What a kernel without products is built with, in place of the settings in `compile_kernel`.
+# The settings of kernels without products, which replace those in `compile_kernel`.
 OTHERS: dict[str, dict[str, Any]] = {
     "quantize": {},
     "quantize_bytes": {"PACKED": False, "SHIFT": False, "START": 0},
@@ -96,12 +96,12 @@ CONV2D_TENSORS = {
 }  # fmt: skip
 REGION = ("depth_tile", "depth_top", "depth_left", "own_least", "own_most", "near_least", "near_most", "reach", "pass_least",
           "pass_most", "pass_reach")  # fmt: skip
-SCALES = {"per_one": "fp32", "step": "fp32"}  # of int16 features
-Y_TYPES = {0: "*fp32", 1: "*fp32", 2: "*i32", 3: "*u8"}  # by what y takes (conv2d.OUTPUTS)
+SCALES = {"per_one": "fp32", "step": "fp32"}  # the type of the scales of int16 features
+Y_TYPES = {0: "*fp32", 1: "*fp32", 2: "*i32", 3: "*u8"}  # the type of y by what is written to it (conv2d.OUTPUTS)
 
 
 def blocks_wanted(name: str, capability: int) -> int:
-    """How many blocks of a form fit at least."""
+    """The number of blocks of a form that must fit on a multiprocessor."""
     if (name in TWO_BLOCKS and capability in (80, 100, 120)) or (capability == 90 and name in CONV2D and name not in ONE_BLOCK):
         return 4 if name == "small" else 2
     return 1
@@ -109,7 +109,7 @@ def blocks_wanted(name: str, capability: int) -> int:
 
 @dataclass(frozen=True)
 class Tile:
-    """What a tile spends at most (triton_paths): barriers, bytes to and from shared memory, instructions of a warp."""
+    """The most that a tile spends (triton_paths): barriers, bytes to and from shared memory, and instructions of a warp."""
 
     barriers: int
     shared_bytes: int
@@ -118,9 +118,13 @@ class Tile:
 
 @dataclass
 class Compiled:
-    """registers and stack: a thread's. operations: how often each machine instruction occurs. fused, wanted: multiply-adds of
-    float32 in PTX, which writes two at once for Blackwell, and how many of them the epilogue of a thread's outputs asks for.
-    tiles: by the bits that codes of the input are stored in, 0 for a kernel without products. triton: the release."""
+    """A compiled kernel.
+
+    registers, stack: those of a thread. operations: how often each machine instruction occurs. fused: the number of float32
+    multiply-adds in PTX, which writes two at once for Blackwell. wanted: the number that the epilogue of a thread's outputs asks
+    for. tiles: what a tile spends, by the bits that the input's codes are stored in; 0 for a kernel without products. triton: the
+    release.
+    """
 
     triton: str
     capability: int
@@ -135,23 +139,25 @@ class Compiled:
 
     @property
     def blocks(self) -> int:
-        """That fit on a multiprocessor at once."""
+        """The number of blocks that fit on a multiprocessor at once."""
         card = MULTIPROCESSORS[self.capability]
         of_a_warp = -(-self.registers * 32 // 256) * 256
-        by_registers = REGISTERS // 4 // of_a_warp * 4 // self.warps  # a quarter of them for each of four schedulers
+        by_registers = REGISTERS // 4 // of_a_warp * 4 // self.warps  # each of four schedulers has a quarter of them
         by_shared = card.shared // (-(-self.shared // 128) * 128 + RESERVED)
         return min(by_registers, by_shared, card.threads // (32 * self.warps), card.blocks)
 
 
 def use_triton(folder: str | None, cache: str) -> None:
-    """In a process that has not imported Triton: where it lies, if not in the environment, and where it keeps what it compiles."""
+    """Chooses a release of Triton and its cache, in a process that has not imported Triton. folder: where the release lies, None
+    for the one of the environment. cache: the folder in which it keeps compiled kernels."""
     if folder:
         sys.path.insert(0, folder)
     os.environ["TRITON_CACHE_DIR"] = cache
 
 
 def compile_kernel(name: str, capability: int | str, build: Callable[..., Any] | None = None) -> Any:
-    """A form of CONV2D or OTHERS for a compute capability, 90 for 9.0; or what `build` makes of the arguments of `_compile`."""
+    """Builds a form of CONV2D or OTHERS for a compute capability, 90 for 9.0. build: a function to call in place of `_compile`,
+    with the same arguments."""
     from adabm_kernels.backends.triton import conv2d, depths, image_bits, quantize, tuning
 
     wanted, products = 0, {}
@@ -166,10 +172,10 @@ def compile_kernel(name: str, capability: int | str, build: Callable[..., Any] |
                 shuffle=case["shuffle"], packed_codes=case["packed"], y=case["y"], y_pitch=case.get("y_pitch", channels),
                 codes=case["codes"], residual=case["residual"], depth=case.get("depth", False), passes=case.get("passes", False),
             )  # fmt: skip
-        products = None if kept else _products_of(constants)  # a loop over tiles is no path that a tile takes
-        # One multiply-add for alpha and beta, in each of two branches where tables by border class are looked up, and one for the
-        # codes; accumulators are stored as they are. With int16 features one for the residual, one that rounds and one that gives
-        # what is held.
+        products = None if kept else _products_of(constants)  # the path of a tile cannot be found in a loop over tiles
+        # There is one multiply-add for alpha and beta, in each of two branches where tables by border class are looked up, and one
+        # for the codes. Accumulators are stored as they are. Int16 features need three more: one for the residual, one that rounds,
+        # and one that gives the value that is held.
         int16 = case.get("int16", False)
         each = 2 - constants.get("BY_CLASS", False) + case["codes"] + int16 * (2 + case["residual"])
         each = 0 if case["y"] == conv2d.ACCUMULATORS else each
@@ -213,7 +219,7 @@ def compile_kernel(name: str, capability: int | str, build: Callable[..., Any] |
 
 
 def _products_of(constants: dict[str, Any]) -> dict[int, int]:
-    """Multiply-accumulates of a warp for a tile, by the bits that codes are stored in."""
+    """Multiply-accumulates that a warp makes for a tile, by the bits that codes are stored in."""
     found = {}
     for stored in (8, 4, 2) if constants["PACKED"] else (8,):
         block, pitch = constants[f"BLOCK_K_{stored}"], -(-constants["C4"] * stored // 32) * 4
@@ -224,7 +230,8 @@ def _products_of(constants: dict[str, Any]) -> dict[int, int]:
 
 
 def source_of(kernel, types, constants, absent, ranged=()) -> tuple[Any, dict[str, Any]]:
-    """(what Triton compiles, options) of a kernel. ranged: names of tensors of which a launch says that 2^31 bytes hold them."""
+    """Returns the source that Triton compiles for a kernel, and its options. ranged: names of tensors that, as a launch says, have
+    at most 2^31 bytes."""
     from triton.compiler import ASTSource
 
     names = kernel.arg_names
@@ -232,7 +239,7 @@ def source_of(kernel, types, constants, absent, ranged=()) -> tuple[Any, dict[st
     fixed = {key: value for key, value in constants.items() if key in names} | dict.fromkeys(absent)
     types |= {"depth": "*u8"} | dict.fromkeys(REGION, "i32")
     signature = {name: "constexpr" if name in fixed else types[name] for name in names}
-    unaligned = ("x_bits", "out_bits", "depth")  # rows of a table of all layers, and maps that may be parts of others
+    unaligned = ("x_bits", "out_bits", "depth")  # rows of the table of all layers, and maps that may be parts of others
     aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") and name not in unaligned]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     for i, name in enumerate(names):
@@ -259,7 +266,8 @@ def _compile(kernel, types, constants, absent, capability: int, wanted: int, pro
 
 
 def tiles_of(machine: str, warps: int, products: dict[int, int]) -> dict[int, Tile]:
-    """What tiles spend by the text of `nvdisasm -c`. products: multiply-accumulates of a warp, by bits of storage; {} for none."""
+    """What a tile spends, by bits of storage, read from the text of `nvdisasm -c`. products: multiply-accumulates of a warp by bits
+    of storage, {} for a kernel without products."""
     graph = triton_paths.Graph.of(triton_paths.blocks_of(machine))
     branches = triton_paths.branches_of(graph, products.__getitem__) if products else [None]
 
@@ -275,7 +283,7 @@ def tiles_of(machine: str, warps: int, products: dict[int, int]) -> dict[int, Ti
 
 
 def _disassemble(cubin: bytes) -> tuple[str, str]:
-    """(resource usage, machine code) of a cubin, by the tools that come with Triton."""
+    """Returns the resource usage and the machine code of a cubin, by the tools that come with Triton."""
     import triton.backends.nvidia
 
     tools = Path(triton.backends.nvidia.__file__).parent / "bin"

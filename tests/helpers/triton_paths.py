@@ -1,9 +1,9 @@
-"""What one tile spends, by the machine code of a kernel: instructions along the dearest path through its basic blocks.
+"""Counts what one tile spends, by the machine code of a kernel: instructions along the dearest path through its basic blocks.
 
 Every block of threads of a kernel computes one tile, so a path from the entry to an exit is what a warp executes for it. Loops that
-multiply are counted as often as they run, which follows from the products that a tile has; of branches whose outcome is unknown
-here (the bits of the output, whether the tile touches a border) the dearer one is taken, and every guarded instruction counts.
-What comes out is an upper bound that some tile reaches or nearly reaches.
+multiply are counted as often as they run, which follows from the number of products of a tile. Of branches whose outcome is unknown
+here (the bits of the output, whether the tile touches a border) the dearer one is taken, and every guarded instruction counts. The
+result is an upper bound that some tile reaches or nearly reaches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
 LABEL = re.compile(r"^\s*([.$\w]+):\s*$")
 TARGET = re.compile(r"`\(([^)]+)\)")
-WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes of a lane; 4 where no suffix says
+WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes of a lane; 4 without such a suffix
 WARP = 32
 
 
@@ -37,12 +37,12 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """That a lane moves, for instructions that move data."""
+        """The bytes that a lane moves in an instruction that moves data."""
         return next((WIDTHS[suffix] for suffix in self.suffixes if suffix in WIDTHS), 4)
 
     @property
     def macs(self) -> int:
-        """8-bit multiply-accumulates of an instruction, a warp's share of it where a warpgroup executes it together."""
+        """The 8-bit multiply-accumulates of an instruction, or the share of one warp where a warpgroup executes it together."""
         if self.name == "IMMA":
             return {"16832": 16 * 8 * 32, "16816": 16 * 8 * 16}[self.suffixes[0]]
         if self.name == "IGMMA":
@@ -52,12 +52,12 @@ class Instruction:
 
     @property
     def shared_bytes(self) -> int:
-        """From and to shared memory, of a warp; bank conflicts and lanes that are masked off aside."""
+        """The bytes that a warp moves from and to shared memory, without bank conflicts and as if no lane were masked off."""
         if self.name in ("LDS", "STS", "ATOMS", "LDGSTS"):
             return WARP * self.bytes
         if self.name in ("LDSM", "STSM"):
             return 128 * {"4": 4, "2": 2}.get(self.suffixes[-1], 1)
-        if self.name == "IGMMA":  # warps of a warpgroup read their weights, and codes that are not in registers, together
+        if self.name == "IGMMA":  # the warps of a warpgroup share their reads of weights, and of codes that are not in registers
             m, n, k = map(int, self.suffixes[0].split("x"))
             codes_in_registers = re.match(r"R\w+, R", self.operands) is not None
             return (n * k + (0 if codes_in_registers else m * k)) // 4
@@ -89,7 +89,7 @@ def blocks_of(machine: str) -> list[Block]:
             instruction = Instruction(found[1] or "", found[2], found[3].strip())
             blocks[-1].instructions.append(instruction)
             here, target = len(blocks) - 1, TARGET.search(instruction.operands)
-            # ptxas leaves some loops by a CALL of the place behind them, which nothing returns from.
+            # ptxas leaves some loops by a CALL of the code behind them, from which nothing returns.
             jump = instruction.name == "BRA" or (instruction.name == "CALL" and target and target[1].startswith(".L"))
             if jump:
                 jumps.append((here, target[1]))
@@ -106,7 +106,8 @@ def blocks_of(machine: str) -> list[Block]:
 
 
 def _meet(blocks: list[Block], labels: dict[str, int]) -> None:
-    """Adds what follows a block that ends in BSYNC: the place that BSSY named, on some way there, for the same register."""
+    """Adds the block that follows one which ends in BSYNC: the place that a BSSY on some way to it has named for the same
+    register."""
     places: dict[int, set[tuple[str, int]]] = {0: set()}
     todo = [0]
     while todo:
@@ -129,7 +130,7 @@ def _falls_through(blocks: list[Block]) -> None:
 
 
 def _always(instruction: Instruction) -> bool:
-    """Whether what stands behind a jump is not executed after it."""
+    """Tells whether a jump is always taken, so that the code behind it does not follow it."""
     if instruction.guard not in ("", "PT", "UPT"):
         return False
     return instruction.name != "BRA" or instruction.operands.startswith("`")
@@ -137,8 +138,8 @@ def _always(instruction: Instruction) -> bool:
 
 @dataclass(frozen=True)
 class Graph:
-    """Reachable blocks of a kernel. order: every block before those that may follow it, jumps back aside. loops: header -> blocks
-    of the loop."""
+    """The reachable blocks of a kernel. order: every block before those that may follow it, backward jumps left aside. loops: the
+    blocks of each loop, by its header."""
 
     blocks: list[Block]
     order: list[int]
@@ -146,7 +147,7 @@ class Graph:
 
     @functools.cached_property
     def place(self) -> dict[int, int]:
-        """Of each block in the order."""
+        """The index of each block in the order."""
         return {block: i for i, block in enumerate(self.order)}
 
     @classmethod
@@ -185,7 +186,7 @@ class Graph:
         return cls(blocks, order[::-1], loops)
 
     def behind(self, start: int) -> set[int]:
-        """Blocks that may come after one, itself included."""
+        """The blocks that may come after a block, with this block itself."""
         found, todo = {start}, [start]
         while todo:
             for there in self.blocks[todo.pop()].after:
@@ -197,20 +198,20 @@ class Graph:
 
 @dataclass(frozen=True)
 class Branch:
-    """One of the ways to multiply that exclude each other, one for each storage of codes. stored: bits. rounds: of the loops that
-    multiply, by header."""
+    """One of several ways to multiply, of which a tile takes one by the storage of its codes. stored: the bits of this storage.
+    rounds: how often each loop that multiplies runs, by its header."""
 
     stored: int
     blocks: frozenset[int]
     rounds: dict[int, int]
 
 
-# What takes codes apart, by how many bits they are stored in: constants of the machine code.
+# Constants in the machine code by which instructions take codes apart, by the bits that these are stored in.
 MARKS = {8: {"0x80808080", "-0x7f7f7f80"}, 4: {"0xf0f0f0f", "0x0f0f0f0f"}, 2: {"0x3030303", "0x03030303"}}
 
 
 def branches_of(graph: Graph, macs: Callable[[int], int]) -> list[Branch]:
-    """The branches of a convolution. macs: multiply-accumulates that a warp executes for a tile, by bits of storage."""
+    """The branches of a convolution. macs: a function from bits of storage to the multiply-accumulates of a warp for a tile."""
     multiply = [i for i in graph.order if graph.blocks[i].total(lambda one: one.macs)]
     groups: list[set[int]] = []
     for block in multiply:
@@ -249,7 +250,7 @@ def _stored(graph: Graph, blocks: Iterable[int]) -> int:
 
 
 def dearest(graph: Graph, of: Callable[[Instruction], int], branch: Branch | None = None, others: Iterable[Branch] = ()) -> int:
-    """The most that a path has of what `of` counts, through `branch` and through none of the others."""
+    """The largest sum of `of` over the instructions of a path that goes through `branch` and through none of the others."""
     closed = {i for other in others for i in other.blocks}
     rounds = branch.rounds if branch else {}
     best: dict[tuple[int, bool], int] = {(graph.order[0], branch is None): 0}
@@ -278,7 +279,7 @@ def dearest(graph: Graph, of: Callable[[Instruction], int], branch: Branch | Non
 
 
 def _round(graph: Graph, header: int, of: Callable[[Instruction], int]) -> int:
-    """The most that a round of a loop has of what `of` counts."""
+    """The largest sum of `of` over one round of a loop."""
     best = {header: graph.blocks[header].total(of)}
     for here in graph.order:
         for there in graph.blocks[here].after if here in best else ():

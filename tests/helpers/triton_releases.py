@@ -1,4 +1,4 @@
-"""Releases of Triton beside that of the environment, and tests of kernels that are run with them in processes of their own."""
+"""Releases of Triton beside the one of the environment. Tests of kernels run with each of them in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from adabm_kernels import machine
 
 ROOT = Path(__file__).resolve().parents[2]
-# Releases of Triton: the one that this environment has, and those that the Makefile installs beside it, for `make test` and for
-# `make test-all`.
+# The releases of Triton: the one of this environment, and those that the Makefile installs beside it for `make test` and for `make
+# test-all`.
 OWN = machine.triton_version()
 
 
@@ -33,12 +33,12 @@ def _folder(version: str) -> Path:
 
 
 def is_installed(version: str) -> bool:
-    """Whether a release lies beside that of the environment."""
+    """Tells whether a release lies beside the one of the environment."""
     return (_folder(version) / "triton").exists()
 
 
 def folder_of(version: str) -> Path | None:
-    """Where a release lies, None for that of the environment. Skips where it is not there."""
+    """The folder of a release, None for the one of the environment. Skips the test where the release is not installed."""
     if version == OWN:
         return None
     folder = _folder(version)
@@ -48,7 +48,7 @@ def folder_of(version: str) -> Path | None:
 
 
 def run_kernel_tests(file: Path, keywords: str, interpret: bool, version: str = OWN) -> subprocess.Popen:
-    """A file of tests of kernels, or what `keywords` select of it, in a process of its own, with a release of Triton."""
+    """Runs a file of kernel tests, or those that `keywords` select from it, with a release of Triton in a process of its own."""
     environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0", "OMP_NUM_THREADS": "1"}
     if folder := folder_of(version):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))

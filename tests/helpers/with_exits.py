@@ -1,4 +1,4 @@
-"""Networks with an exit for easy tiles, and pictures of which a part is easy."""
+"""Networks with an exit for easy tiles, and pictures that are easy in one part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TILE = 8
 
 
 def an_exit(scale: int, kernel: int = 5, threshold: int = 60, tile: int = TILE) -> ExitParameters:
-    """A random filter, and tiles of so many pixels."""
+    """An exit with a random filter. tile: the side of a depth tile in pixels."""
     generator = torch.Generator().manual_seed(kernel)
     weight = torch.randint(-5, 6, (3 * scale**2, 3, kernel, kernel), generator=generator).to(torch.int8)
     bias = torch.randn(3 * scale**2, generator=generator)
@@ -27,7 +27,7 @@ def with_exit(model: ConvertedNetwork, parameters: ExitParameters, backend: str 
 
 
 def pictures(height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """Two pictures [2, 3, height, width]: noise on the left half or the upper half, a slope elsewhere."""
+    """Two pictures [2, 3, height, width], with noise on the left half or the upper half and a slope elsewhere."""
     generator = torch.Generator().manual_seed(seed)
     slope = torch.arange(width).expand(height, width) + torch.arange(height)[:, None]
     x = (slope % 200).expand(2, 3, height, width).float().clone()

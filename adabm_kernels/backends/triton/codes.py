@@ -24,7 +24,7 @@ interpreted_as = "cuda"  # The maker of cards whose form of the kernels Triton's
 
 
 def assembles(_semantic: Any = None) -> bool:
-    """Whether a kernel is built for cards that take PTX.
+    """Tells whether a kernel is built for cards that take PTX.
 
     The compiler that builds the kernel says so, and the answer is a constant in the kernel. It holds for the architecture that is
     asked for, which need not be that of a card of this machine. The interpreter has no compiler and goes by `interpreted_as`.

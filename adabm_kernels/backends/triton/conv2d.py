@@ -34,7 +34,7 @@ OUTPUTS = {torch.float32: FEATURES, torch.int16: FEATURES, torch.int32: ACCUMULA
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie in the packed weights of a layer.
+    """The places of the parts of a layer's packed weights.
 
     First come int32 [classes, rows], the sums of each row's weights over all taps. Then, for codes stored in 8, 4 and 2 bits in
     turn, follow int8 [classes, 8/s, rows, R, row bytes]: for part p of a byte, byte i of pixel t in a row of the kernel holds the
@@ -359,9 +359,8 @@ def conv2d_launch(
 
 
 def why_not_persistent(capability: int | str, layout: Layout, block_n: int) -> str:
-    """Why a layer is not for the persistent form (`persistent.why_not`) on a card of this compute capability, with block_n outputs
-    to a program; empty where it is.
-    """
+    """The reason why a layer is not for the persistent form (`persistent.why_not`) on a card of this compute capability, with
+    block_n outputs to a program; "" where it is."""
     if isinstance(capability, str):
         return "its programs are counted for cards of NVIDIA"
     pitches = {stored: layout.pitch(stored) for stored in STORED}

@@ -1,4 +1,4 @@
-"""What becomes of a tile's accumulators: features, pixels or codes. Every form of the convolution ends with it."""
+"""Turns the accumulators of a tile into features, pixels or codes. Every form of the convolution ends with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image measure, and the bits that it gives every layer; the host sees neither."""
+"""The image measure, and the bits that it gives every layer. Neither is copied to the host."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What Triton's interpreter lacks for these kernels to compute on a CPU what they compute on a GPU.
+"""Adds to Triton's interpreter whatever it lacks for these kernels to compute the same on a CPU as on a GPU.
 
 Its multiply-add rounds twice. Its maximum and minimum are NaN where one operand is. It knows no inline assembly. A scalar bounds no
 loop where NumPy does not take an array of one element for a number. This file supplies all four: a multiply-add as the reference
-computes it, a maximum and minimum that return the operand that is not NaN, and the few instructions of assembly that the kernels of
-this folder contain.
+computes it, a maximum and minimum that return the operand that is not NaN, the few instructions of assembly that the kernels of
+this folder contain, and scalars that bound loops.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every launcher needs: the device, the sizes that one launch can take, and the repetition of a launch."""
+"""The parts that every launcher needs: the device, the sizes that one launch can take, and the repetition of a launch."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ MOST_KEPT = 18
 
 
 def why_not(by_class: bool, ones: bool, kept: dict[int, int], kept_bytes: int, shared: int) -> str:
-    """Why a layer is not for this form; empty where it is.
+    """The reason why a layer is not for this form; "" where it is.
 
     by_class: whether the layer has kernels by border class. ones: whether the sum of the codes is needed. kept: how many operands
     hold the weights, by the bits that codes are stored in. kept_bytes: the largest size of these operands. shared: bytes of shared

@@ -1,5 +1,5 @@
-"""Which pixels a program computes or passes on, by the depths of tiles (regions.Region). The functions are parts of the kernels
-beside this file.
+"""Decides which pixels a program computes or passes on, by the depths of tiles (regions.Region). The functions are parts of the
+kernels beside this file.
 
 Depths and the numbers of a region are read at run time. One compiled kernel serves all regions that pass pixels on, and another one
 those that do not. The number of launched programs depends on neither.
@@ -28,14 +28,15 @@ def _moved(position, by, size):
 
 @triton.jit
 def _within(depths, tile_row, tile_column, columns, valid, least, most):
-    """Whether the depths of tiles are in least..most. depths: those of one image, with `columns` of them to a row."""
+    """Tells which of the depths of tiles lie in least..most. depths: the depths of one image, with `columns` of them to a row."""
     depth = tl.load(depths + (tile_row * columns + tile_column), mask=valid, other=0).to(tl.int32)
     return (depth >= least) & (depth <= most)
 
 
 @triton.jit
 def _near(depths, columns, row, column, height, width, valid, tile, top, left, least, most, reach):
-    """Which of the pixels at row, column [M] have, at most `reach` rows and columns away, a tile whose depth is in least..most.
+    """Tells which of the pixels at row, column [M] have, at most `reach` rows and columns away, a tile whose depth is in
+    least..most.
 
     A reach is at most a tile, so the tiles of a pixel and of the eight pixels `reach` away are all that lie within it.
     """
@@ -71,5 +72,5 @@ def marks_of(depth, image, row, column, height, width, valid, tile, top, left, o
 
 @triton.jit
 def any_of(marked):
-    """Whether any element of bool [M] is set."""
+    """Tells whether any element of bool [M] is set."""
     return tl.max(marked.to(tl.int32), 0) > 0

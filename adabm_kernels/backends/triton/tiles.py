@@ -32,8 +32,8 @@ def pixels_of_tile(tile, top, left, height, width, PATCHES: tl.constexpr, BLOCK_
 
 @triton.jit
 def outputs_at(axis, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, AXIS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Of the outputs [N] at the places `axis` of GROUPS times AXIS: the sub-pixel, the channel in it, whether the output exists,
-    and its number."""
+    """Returns four values for the outputs [N] at the places `axis` on an axis of GROUPS times AXIS outputs: the sub-pixel, the
+    channel in it, whether the output exists, and its number."""
     sub, channel = axis // AXIS, axis % AXIS
     known = (sub < GROUPS) & (channel < CHANNELS)
     if CHANNELS == AXIS and GROUPS * AXIS % BLOCK_N == 0:

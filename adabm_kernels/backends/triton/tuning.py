@@ -1,4 +1,5 @@
-"""How kernels are launched: by measured entries for each architecture and kind of layer, and by a heuristic for all else."""
+"""Chooses how kernels are launched: by measured entries for each architecture and kind of layer, and by a heuristic for all
+else."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ FORMS = TILES, PERSISTENT = "tiles", "persistent"
 
 @dataclass(frozen=True)
 class Config:
-    """How a kernel is launched: the tile of pixels by outputs (or channels), the warps of a block, and the stages of the software
+    """The settings of a launch: the tile of pixels by outputs (or channels), the warps of a block, and the stages of the software
     pipeline.
 
     form: which of FORMS a convolution takes, where that form can compute the layer. programs: for the form PERSISTENT, the number

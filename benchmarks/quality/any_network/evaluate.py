@@ -38,9 +38,9 @@ from adabm_kernels.simulate import SimulatedGraph
 SETTINGS = {"W4A4": (4, 4, 0), "W4A4-tuned": (4, 4, 200), "W6A6": (6, 6, 0)}  # bits of weights and activations, steps of tuning
 TEST_SEED, CALIBRATION_SEED = 7, 5
 TEST_BATCH, CALIBRATION = 20, 100
-CHECKED = 2  # pictures that are held to the reference
+CHECKED = 2  # pictures that are compared with the reference
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-PAUSE = 0.05  # seconds, after which the threads of the case before have stopped spinning
+PAUSE = 0.05  # seconds, after which the threads of the previous case have stopped spinning
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
 
 @torch.no_grad()
 def measured(task: Task, name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one network."""
+    """Measures one network and returns its figures."""
     network = task.network().eval()
     network.load_state_dict(torch.load(args.weights / f"{name}.pt", weights_only=True))
     tests = scenes(args.photographs, trained=False, seed=TEST_SEED)
@@ -110,7 +110,7 @@ def measured(task: Task, name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(model: nn.Module, x: torch.Tensor) -> None:
-    """The kernels against the integer reference."""
+    """Compares the kernels with the integer reference."""
     got = model(x)
     backend = model.choice.backend
     model.set_backend("reference")
@@ -122,7 +122,7 @@ def check(model: nn.Module, x: torch.Tensor) -> None:
 
 
 def cases(network: nn.Module, converted: dict[str, nn.Module], x: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
+    """The cases that are timed, by name."""
     last = copy.deepcopy(network).to(memory_format=torch.channels_last)
     x_last = x.contiguous(memory_format=torch.channels_last)
     found: dict[str, Callable[[], object]] = {"float32": lambda: network(x), "float32, channels_last": lambda: last(x_last)}
@@ -130,8 +130,8 @@ def cases(network: nn.Module, converted: dict[str, nn.Module], x: torch.Tensor) 
 
 
 def in_turns(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each case by each clock. They take turns, and each runs once untimed before, since what lay in the caches
-    was another's."""
+    """The median seconds of each case by each clock. Cases take turns, and each runs once untimed before it is timed, because the
+    caches hold data of another case."""
     seconds: dict[str, list[list[float]]] = {name: [] for name in cases}
     for turn in range(rounds + 2):
         for name, case in cases.items():

@@ -1,6 +1,6 @@
-"""Four networks as people write them in torch, for four tasks; nothing of this package is in them.
+"""Four networks for four tasks, written as people write them in torch. Nothing in them comes from this package.
 
-All take float32 [N, 3, H, W] in 0..1 (the denoiser: plus noise), of any H and W that their strides divide.
+All take float32 [N, 3, H, W] in 0..1, to which noise is added for the denoiser. H and W are any multiples of their strides.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def separable(channels: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Classifier(nn.Module):
-    """Logits [N, classes]: a small ResNet with strided, grouped and depthwise-separable convolutions, 32 to 256 channels."""
+    """A small ResNet with strided, grouped and depthwise-separable convolutions of 32 to 256 channels. It returns logits [N,
+    classes]."""
 
     def __init__(self, classes: int = 10):
         super().__init__()
@@ -81,7 +82,7 @@ class Classifier(nn.Module):
 
 
 class DnCNN(nn.Module):
-    """The picture without its noise: what is taken away is estimated (Zhang et al., TIP 2017), with 10 layers in place of 17."""
+    """A denoiser that estimates the noise and subtracts it (Zhang et al., TIP 2017), with 10 layers in place of 17."""
 
     def __init__(self, depth: int = 10, channels: int = 64):
         super().__init__()
@@ -100,7 +101,7 @@ def double(channels: int, outputs: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Logits [N, classes, H, W] (Ronneberger et al., MICCAI 2015), with three levels."""
+    """A U-Net with three levels (Ronneberger et al., MICCAI 2015). It returns logits [N, classes, H, W]."""
 
     def __init__(self, classes: int = 5, width: int = 32):
         super().__init__()
@@ -128,7 +129,7 @@ def conv_leaky(channels: int, outputs: int, kernel: int = 3, stride: int = 1) ->
 
 
 class Bottleneck(nn.Module):
-    """A convolution of 1x1 to half the channels and one of 3x3 back, added to what came in (Darknet)."""
+    """A convolution of 1x1 to half the channels and one of 3x3 back, whose result is added to the input (Darknet)."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Made pictures with known contents: digits and shapes over photographs.
+"""Draws pictures with known contents: digits and shapes over photographs.
 
-The digits are scikit-learn's `load_digits`, 1797 of 8x8 pixels written by hand, of which the last 397 are for tests; photographs
-to train over and to test over come from different folders.
+The digits are scikit-learn's `load_digits`, 1797 handwritten ones of 8x8 pixels, of which the last 397 are for tests. The
+photographs for training and for tests come from different folders.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
 TRAINED_DIGITS = 1400
-SHAPES = ("disc", "rectangle", "triangle", "digit")  # class of an object; 0 is the background in masks, a shape its number + 1
-DRAWN = 3  # how many times as large a shape is drawn as it becomes
+SHAPES = ("disc", "rectangle", "triangle", "digit")  # classes of objects; in masks 0 is the background, a shape its number + 1
+DRAWN = 3  # the factor by which a shape is drawn larger and then shrunk
 
 
 @dataclass
 class Scenes:
-    """Draws scenes. photographs: uint8 [H, W, 3] each. digits: float32 [M, 8, 8] in 0..1, of `labels`."""
+    """Draws scenes. photographs: a list of uint8 [H, W, 3]. digits: float32 [M, 8, 8] in 0..1. labels: which digit each of them
+    is."""
 
     photographs: list[np.ndarray]
     digits: np.ndarray
@@ -41,7 +42,7 @@ class Scenes:
         return part.astype(np.float32) / 255
 
     def digit(self, size: int) -> tuple[np.ndarray, int]:
-        """The share of ink of one digit, float32 [size, size], and which it is."""
+        """Returns the share of ink of one digit, float32 [size, size], and which digit it is."""
         chosen = self.random.integers(len(self.digits))
         large = Image.fromarray(self.digits[chosen]).resize((size, size), Image.Resampling.BICUBIC)
         return ((np.asarray(large) - 0.3) * 2.5).clip(0, 1), int(self.labels[chosen])
@@ -79,7 +80,7 @@ class Scenes:
         part.clip(0, 1, out=part)
 
     def one_digit(self, side: int) -> tuple[np.ndarray, int]:
-        """A scene float32 [side, side, 3] with one large digit, and which it is."""
+        """Returns a scene float32 [side, side, 3] with one large digit, and which digit it is."""
         image = self.photograph(side).copy()
         share, label = self.digit(int(side * self.random.uniform(0.5, 0.85)))
         top, left = self.random.integers(0, side - len(share) + 1, 2)
@@ -87,10 +88,10 @@ class Scenes:
         return image, label
 
     def many(self, side: int, most: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """A scene with 1 to `most` shapes that do not touch.
+        """Draws a scene with 1 to `most` shapes that do not touch.
 
-        Returns the image float32 [side, side, 3]; the mask int64 [side, side], 0 or the number of the shape + 1; the boxes float32
-        [M, 4], left, top, right and bottom in pixels; and the numbers of the shapes, int64 [M].
+        Returns four values: the image float32 [side, side, 3]; the mask int64 [side, side] with 0 or the number of the shape + 1;
+        the boxes float32 [M, 4] as left, top, right and bottom in pixels; and the numbers of the shapes, int64 [M].
         """
         image, mask = self.photograph(side).copy(), np.zeros((side, side), np.int64)
         free, boxes, kinds = np.ones((side, side), bool), [], []
@@ -111,7 +112,7 @@ class Scenes:
 
 
 def scenes(folder: Path, trained: bool, seed: int) -> Scenes:
-    """Scenes over the photographs of a folder (PNG), with the digits to train on or those to test on."""
+    """Scenes over the photographs of a folder (PNG), with the digits for training or those for tests."""
     paths = sorted(folder.glob("*.png"))
     if not paths:
         raise FileNotFoundError(f"scenes: folder must hold PNG files, got {folder}")

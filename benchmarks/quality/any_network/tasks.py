@@ -1,4 +1,4 @@
-"""The four tasks: what a network is trained on, by which loss, and how its results are scored."""
+"""The four tasks: the data on which a network is trained, its loss, and the score of its results."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from scenes import SHAPES, Scenes
 from torch import nn
 from torch.nn import functional as F
 
-SIGMA = 25 / 255  # of the noise that the denoiser takes away
+SIGMA = 25 / 255  # the standard deviation of the noise that the denoiser removes
 STRIDE = 8  # pixels from one place of the detector's maps to the next
 CENTRE = 1.0  # a place belongs to an object whose centre is nearer than this many strides
-AREA = 0.5  # intersection over union from which on a box is right
+AREA = 0.5  # the least intersection over union of a right box with its object
 
 
 @dataclass(frozen=True)
 class Task:
-    """network: made anew, with random weights. metric: what `score` gives, more is better. side, batch, steps, rate: of training.
-    timed: sides of the square inputs that are timed, one picture each.
+    """One task.
 
-    draw(scenes, count, side) gives inputs float32 [count, 3, side, side] and their targets, loss(result, targets) a number to
-    minimise, and score(results, targets), with a list of each, one entry a batch, the metric.
+    network: makes the network anew, with random weights. metric: the name of the score, of which more is better. side, batch,
+    steps, rate: those of training. timed: the sides of the square inputs that are timed, one picture each.
+
+    draw(scenes, count, side) gives inputs float32 [count, 3, side, side] and their targets. loss(result, targets) gives a number to
+    minimise. score(results, targets) takes a list of each, with one entry for each batch, and gives the metric.
     """
 
     title: str
@@ -42,7 +44,7 @@ class Task:
 
 
 def as_input(images: list[np.ndarray]) -> torch.Tensor:
-    """float32 [N, 3, H, W] of images [H, W, 3]."""
+    """Images [H, W, 3] as a tensor float32 [N, 3, H, W]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -69,7 +71,7 @@ def draw_noise(scenes: Scenes, count: int, side: int) -> tuple[torch.Tensor, tor
 
 
 def psnr(results: list[torch.Tensor], targets: list[torch.Tensor]) -> float:
-    """Mean over the pictures."""
+    """The mean PSNR in dB over the pictures."""
     errors = [(result.clamp(0, 1) - target).square().mean((1, 2, 3)) for result, target in zip(results, targets, strict=True)]
     return (-10 * torch.cat(errors).log10()).mean().item()
 
@@ -83,12 +85,12 @@ def draw_masks(scenes: Scenes, count: int, side: int) -> tuple[torch.Tensor, tor
 
 
 def mask_loss(result: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross entropy, to which the background, most of each scene, contributes a fifth as much a pixel."""
+    """Cross entropy, in which a pixel of the background, which fills most of each scene, weighs a fifth of any other pixel."""
     return F.cross_entropy(result, target, weight=torch.tensor([0.2] + [1.0] * len(SHAPES)))
 
 
 def mean_iou(results: list[torch.Tensor], targets: list[torch.Tensor]) -> float:
-    """Intersection over union in %, of all pixels of a class, mean over the classes."""
+    """The mean over the classes of the intersection over union in %, each over all pixels of the class."""
     classes = len(SHAPES) + 1
     counts = torch.zeros(classes, classes)
     for result, target in zip(results, targets, strict=True):
@@ -100,8 +102,8 @@ def mean_iou(results: list[torch.Tensor], targets: list[torch.Tensor]) -> float:
 
 # ---- boxes around shapes
 
-Boxes = list[tuple[torch.Tensor, torch.Tensor]]  # of each image: float32 [M, 4] in pixels, int64 [M]
-Maps = tuple[torch.Tensor, torch.Tensor]  # what the detector gives
+Boxes = list[tuple[torch.Tensor, torch.Tensor]]  # for each image: boxes float32 [M, 4] in pixels, and classes int64 [M]
+Maps = tuple[torch.Tensor, torch.Tensor]  # the output of the detector
 
 
 def draw_boxes(scenes: Scenes, count: int, side: int) -> tuple[torch.Tensor, Boxes]:
@@ -110,13 +112,13 @@ def draw_boxes(scenes: Scenes, count: int, side: int) -> tuple[torch.Tensor, Box
 
 
 def places(height: int, width: int) -> torch.Tensor:
-    """x and y of the middle of every place of the maps, in pixels: float32 [2, height, width]."""
+    """The x and y of the middle of every place of the maps, in pixels: float32 [2, height, width]."""
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     return torch.stack([x, y]) * STRIDE
 
 
 def box_loss(maps: Maps, targets: Boxes) -> torch.Tensor:
-    """Focal loss of the classes, and the distances' loss where there is an object."""
+    """The focal loss of the classes, plus the loss of the distances at places that belong to an object."""
     logits, logarithms = maps
     at = places(*logits.shape[2:])
     wanted, distances, owned = (
@@ -140,7 +142,7 @@ def box_loss(maps: Maps, targets: Boxes) -> torch.Tensor:
 
 
 def iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of boxes [M, 4] and [L, 4]: [M, L]."""
+    """The intersection over union of boxes [M, 4] with boxes [L, 4], as [M, L]."""
     corner = torch.maximum(boxes[:, None, :2], others[None, :, :2])
     opposite = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = (opposite - corner).clamp(min=0).prod(2)
@@ -149,7 +151,8 @@ def iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 
 def found_boxes(maps: Maps, least: float = 0.05) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Boxes, classes and confidences of each image, the most confident first; of those that overlap by half only this one."""
+    """The boxes, classes and confidences of each image, the most confident first. Of boxes that overlap by half only the most
+    confident one is kept."""
     logits, logarithms = maps
     at = places(*logits.shape[2:]).flatten(1)
     found = []
@@ -168,7 +171,8 @@ def found_boxes(maps: Maps, least: float = 0.05) -> list[tuple[torch.Tensor, tor
 
 
 def mean_precision(results: list[Maps], targets: list[Boxes]) -> float:
-    """Average precision in % of boxes that cover at least AREA of theirs (area under the curve), mean over the classes."""
+    """The mean over the classes of the average precision in % (area under the curve). A box is right where its intersection over
+    union with an object is at least AREA."""
     found = [image for maps in results for image in found_boxes(maps)]
     wanted = [image for batch in targets for image in batch]
     precisions = []
@@ -186,7 +190,7 @@ def mean_precision(results: list[Maps], targets: list[Boxes]) -> float:
         right = np.array([verdict for _, verdict in sorted(verdicts, key=lambda pair: -pair[0])], float)
         total = sum(int((kinds == kind).sum()) for _, kinds in wanted)
         precision = right.cumsum() / np.arange(1, len(right) + 1)
-        best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or a larger one
+        best = np.maximum.accumulate(precision[::-1])[::-1]  # the best precision at this recall or a larger one
         precisions.append(float((best * right).sum() / max(total, 1)))
     return 100 * float(np.mean(precisions))
 

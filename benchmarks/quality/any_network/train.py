@@ -35,7 +35,8 @@ def main() -> None:
 
 
 def train(task: Task, photographs: Path, steps: int, name: str) -> nn.Module:
-    """The network, in evaluation mode: AdamW, whose rate rises for a tenth of the steps and then falls as a cosine."""
+    """Returns the trained network in evaluation mode. It is trained by AdamW, whose rate rises for a tenth of the steps and then
+    falls as a cosine."""
     torch.manual_seed(SEED)
     network = task.network().to(memory_format=torch.channels_last).train()
     drawn = scenes(photographs, trained=True, seed=SEED)
