@@ -54,7 +54,7 @@ class Outcome:
 
     @property
     def mean_bits(self) -> float | None:
-        """See the function of that name."""
+        """The result of the function `mean_bits` for the patches of this task."""
         return mean_bits(self.patches)
 
     def made(self) -> tuple[Layout, Steps]:
@@ -64,12 +64,12 @@ class Outcome:
 
     @property
     def computed_share(self) -> float | None:
-        """See the function of that name."""
+        """The result of the function `computed_share` for the patches of this task."""
         return computed_share(self.patches)
 
     @property
     def bits_with_zeros(self) -> float | None:
-        """See the function of that name."""
+        """The result of the function `bits_with_zeros` for the patches of this task."""
         return bits_with_zeros(self.patches)
 
     @property

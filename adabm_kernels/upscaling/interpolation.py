@@ -49,7 +49,7 @@ def find_smooth_pixels(
 
 
 def interpolate(window: Window, held: Rows, layout: Layout, first: int, out: np.ndarray, scale: int, threads: int) -> None:
-    """Interpolates the smooth parts of a window over the results in `out`, which begins with those of low-resolution row `first`."""
+    """Interpolates the smooth parts of a window over the results in `out`, which begins with low-resolution row `first`."""
     count = colour_channels(layout)
     for smooth in window.smooth:
         target = part_of(out, smooth.place, first, scale)
