@@ -216,11 +216,11 @@ class Pictures:
         self.items, self.config = items, config
 
     def batches(self, patch: int, size: int, rng: random.Random) -> list[torch.Tensor]:
-        """See `samples.batches`."""
+        """The calibration batches of these images (`samples.batches`)."""
         return samples.batches(self.items, patch, size, rng)
 
     def first(self, batches: list[torch.Tensor], count: int) -> torch.Tensor:
-        """See `samples.first`."""
+        """The first `count` images of the batches, as one batch (`samples.first`)."""
         return samples.first(batches, count)
 
     def queue(self, patch: int, size: int, rng: random.Random, candidates: int) -> samples.Epochs:

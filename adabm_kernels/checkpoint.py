@@ -38,7 +38,7 @@ _SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adapti
 _TENSORS = ("codes", "weight_upper", "bias")
 _OPTIONAL = ("input_shift",)
 _COUNTER = ".num_batches_tracked"  # a value of BatchNorm, the only one that is no float
-_EXIT_WEIGHTS = 48 * 3 * 15**2  # those of the largest scale, in the largest filter
+_EXIT_WEIGHTS = 48 * 3 * 15**2  # the number of weights of the largest filter at the largest scale
 _MOST_WORDS = 500  # the most characters of a message, since texts in a file may be of any length
 _EXIT_SCALARS, _EXIT_TENSORS = ("unit", "tile", "threshold"), ("weight", "bias")
 
@@ -290,7 +290,7 @@ def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 
 
 def _what_else(path: Path) -> str:
-    """What a file that is no safetensors file may be, in words."""
+    """Says in words of which kind a file may be that is no safetensors file."""
     with open(path, "rb") as file:
         start = file.read(4)
     if start[:2] == b"PK" or start[:1] == b"\x80":

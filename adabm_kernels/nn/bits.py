@@ -1,4 +1,4 @@
-"""Bits of images and layers, and thresholds of the image measure that follow the images they see."""
+"""Decides the bits of images and layers, by thresholds of the image measure that may follow the images of inference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .conv import AdaptiveConv2d
 
 
 class RunningThresholds(nn.Module):
-    """Image thresholds that follow the images of inference: running estimates of the two quantiles that calibration took.
+    """Image thresholds that follow the images of inference. They are running estimates of the two quantiles that calibration took.
 
     thresholds: the calibrated (lower, upper). percentile: the percentage of images below the lower and above the upper one
     (`ConvertConfig.image_percentile`). momentum: 0 leaves the thresholds as calibrated; the formula is in `set_running_thresholds`
@@ -48,8 +48,8 @@ class RunningThresholds(nn.Module):
         self.register_buffer("current", start.clone())  # a copy, because a compiled caller writes into this tensor
 
     def set(self, momentum: float, start: tuple[float, float] | None) -> None:
-        """Begins at `start`, or goes on from the present thresholds where that is None; momentum 0 goes back to the calibrated
-        ones.
+        """Sets the momentum and lets the thresholds begin at `start`, or at the present thresholds where that is None. Momentum 0
+        goes back to the calibrated thresholds.
 
         Raises ValueError for a start out of bounds.
         """
@@ -62,8 +62,8 @@ class RunningThresholds(nn.Module):
             self.momentum, self.current = momentum, (current if momentum else self.calibrated).clone()
 
     def offsets(self, measures: torch.Tensor, learn: bool) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N], from the measures [N]. Each image is judged by the thresholds that the
-        images before it left. learn: whether to keep the thresholds that these images leave."""
+        """The bits that each image gets more or less, int32 [N], from the measures [N]. Each image is judged by the thresholds that
+        the images before it left. learn: whether to keep the thresholds that these images leave."""
         if torch.compiler.is_compiling():  # a compiler knows no locks, and keeps only state that is written in place
             offsets, left = self._follow(measures)
             if learn:
@@ -200,8 +200,8 @@ class DecidesBits(nn.Module):
         return torch.tensor(rules, dtype=torch.int32, device="cpu")
 
     def _bit_table(self, x: torch.Tensor | None, learn: bool, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Bits of the input codes of every integer convolution, int32 [L, N]. They are data on the device that nothing on the host
-        waits for.
+        """The bits of the input codes of every integer convolution, int32 [L, N]. They are data on the device, for which nothing on
+        the host waits.
 
         offset: the bits that images get more or less, where they are known, on any device.
         """

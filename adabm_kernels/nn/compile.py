@@ -87,7 +87,7 @@ class Source:
     sums: Mapping[str, str] = field(default_factory=dict)
 
     def in_pairs(self, fused: bool) -> Source:
-        """The same network with residual blocks in one piece, or not."""
+        """The same network, whose residual blocks run in one piece where `fused` is set."""
         items = [item if fused or not isinstance(item, Layer) else replace(item, pairs=False) for item in self.items]
         return replace(self, items=items)
 

@@ -308,12 +308,12 @@ def _held_in(fraction: int | None) -> dict[str, Any]:
 
 
 class AdaptiveConv2d(IntegerConv2d):
-    """A calibrated convolution: integer weights, and the bit-width of each image's codes as data.
+    """A calibrated convolution. Its weights are integers, and the bit-width of each image's codes is data.
 
-    gain, shift: float64 [K] or None, applied to the convolution's result (residual scale, folded normalisation, mean colour):
-    gain * (conv + bias) + shift. activation: "none", "relu" or "prelu" with `slope` [K]. shuffle: PixelShuffle factor; outputs
-    are then stored sub-pixel first, so every per-output table is reordered here once.
-    Raises ValueError when an accumulator could overflow.
+    gain, shift: a residual scale, a folded normalisation or a mean colour, float64 [K] or None. They change the convolution's
+    result to gain * (conv + bias) + shift. activation: "none", "relu", or "prelu" with `slope` [K]. shuffle: the factor of the
+    PixelShuffle. With a factor above 1, outputs are stored by sub-pixel first, so every table of outputs is reordered here once.
+    Raises ValueError where an accumulator could overflow.
     """
 
     def __init__(
@@ -392,7 +392,7 @@ class AdaptiveConv2d(IntegerConv2d):
 
     @property
     def bit_range(self) -> tuple[int, int]:
-        """Fewest and most bits that an image's codes can have here."""
+        """The fewest and the most bits that the codes of an image can have here."""
         return self.parameters_.bit_range
 
     @property

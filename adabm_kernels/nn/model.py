@@ -60,15 +60,15 @@ class ConvertedModel(nn.Module):
         raise NotImplementedError
 
     def image_offsets(self, x: torch.Tensor, *, learn: bool = False) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N]."""
+        """The bits that each image gets more or less, int32 [N]."""
         raise NotImplementedError
 
     def layer_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Bits of the input of each convolution, by name, int32 [N] each."""
+        """The bits of the input of each convolution, by name, int32 [N] each."""
         raise NotImplementedError
 
     def mean_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean bits over the counted convolutions, float32 [N]."""
+        """The mean bits of each image over the counted convolutions, float32 [N]."""
         raise NotImplementedError
 
     def tile_depths(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> Depths | None:

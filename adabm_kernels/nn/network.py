@@ -243,12 +243,13 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return self.choice.backend in ops.QUANTIZE_MANY and self._early
 
     def image_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
-        """Where the last convolution of the upsampler writes pixels: uint8 [N, r*H, r*W, C], which the caller keeps."""
+        """The tensor into which the last convolution of the upsampler writes pixels, uint8 [N, r*H, r*W, C]. It is the caller's."""
         n, h, w, _ = codes.shape
         return codes.new_empty(n, *conv.out_size(h, w), conv.out_channels)
 
     def output_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
-        """Where a convolution of the upsampler writes: float32 [N, r*H, r*W, C], which the caller keeps unless `lending_output`."""
+        """The tensor into which a convolution of the upsampler writes features, float32 [N, r*H, r*W, C]. The caller keeps it,
+        except in a block of `lending_output`."""
         n, h, w, _ = codes.shape
         shape = (n, *conv.out_size(h, w), conv.out_channels)
         if not torch.compiler.is_compiling() and self._workspace.holds_output:
@@ -454,8 +455,8 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin)
 
     def _records_by_default(self, x: torch.Tensor) -> bool:
-        """Whether a pass is recorded though nobody asked. It is not inside a recording of the caller's, which the pass would become
-        a part of.
+        """Whether a pass is recorded that nobody asked to record. Inside a recording of the caller's it is not, because the pass
+        becomes a part of that recording.
 
         A recording that another thread has under way on another stream is not seen, and may break (docs/gpu_tuning.md).
         """
@@ -533,7 +534,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     def _forward(
         self, x: torch.Tensor, table: torch.Tensor, as_pixels: bool = False, origin: tuple[int, int] = (0, 0)
     ) -> torch.Tensor:
-        """[N, 3, scale*H, scale*W] from x and the bits of each convolution's input codes, int32 [L, N].
+        """Computes the output [N, 3, scale*H, scale*W] from x and the bits of each convolution's input codes, int32 [L, N].
 
         as_pixels: whether to return uint8, where the last convolution is an integer one and can write it; elsewhere floats are
         returned all the same. origin: rows and columns that the first tiles of x lack.
@@ -633,8 +634,8 @@ class ConvertedGraph(ConvertedNetwork, network="graph"):
     """
 
     def _names_of(self, keys: Iterable[str]) -> dict[str, str]:
-        """Unique names by key. Parts of modules may be called as anything is called here, and two keys may differ in their dots
-        alone."""
+        """Unique names by key. They have a prefix, because parts of modules may be named like attributes of this class, and they
+        are compared, because two keys may differ in their dots alone."""
         found: dict[str, str] = {}
         taken: set[str] = set()
         for key in keys:

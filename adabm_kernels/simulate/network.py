@@ -147,7 +147,7 @@ class SimulatedNetwork(GraphModule):
             conv.float_weights = (conv.weight.detach().clone(), bias)
 
     def pixel_shift(self) -> torch.Tensor | None:
-        """What the network adds to each colour before the first convolution, float32 [3]; None where it adds nothing."""
+        """The value that the network adds to each colour before the first convolution, float32 [3]; None where it adds nothing."""
         before = self._structure.before
         shifts = [self.layer_named(node.name).bias for node in before if isinstance(node, ColourShift)]
         shifts += [torch.tensor(node.shift) for node in before if isinstance(node, Affine) and node.shift is not None]
@@ -446,7 +446,7 @@ class Structure:
 
 
 def body_of(graph: Graph) -> tuple[tuple[str, str], ...]:
-    """See `Structure.body`."""
+    """The convolutions and BatchNorms of a graph's body (`Structure.body`)."""
     reading, body = readers(graph), []
     for conv in graph.nodes:
         if isinstance(conv, Conv) and conv.role != "end":

@@ -28,7 +28,7 @@ class Blocks:
         return int(rows @ self._part(seen).astype(np.int64) @ columns)
 
     def tiles(self, cell: Rect) -> np.ndarray:
-        """See Patch.depths."""
+        """The share of the blocks that was computed in each tile of a cell (`Patch.depths`)."""
         tile, seen = self._tile, cell.overlap(self._seen)
         top, left = cell.top // tile, cell.left // tile
         found = np.zeros((-(-cell.bottom // tile) - top, -(-cell.right // tile) - left), np.float32)

@@ -62,7 +62,7 @@ class Enlarger:
         return self.output(layout)
 
     def lanes(self, in_flight: int | None) -> list[Lane]:
-        """See `Patchwise.lanes`."""
+        """Lanes for `in_flight` pictures at once (`Patchwise.lanes`)."""
         return self.network.lanes(in_flight)
 
     def picture(

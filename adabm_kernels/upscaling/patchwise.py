@@ -156,11 +156,11 @@ class Patchwise:
         )
 
     def windows(self, height: int, width: int, layout: Layout | None = None) -> tuple[list[Span], list[Span]]:
-        """See `Cutting.windows`."""
+        """The rows and the columns of the windows of a picture (`Cutting.windows`)."""
         return self.cutting.windows(height, width, layout)
 
     def held_bytes(self, rows: list[Span], layout: Layout) -> int:
-        """See `Cutting.held_bytes`."""
+        """The bytes that these rows of windows hold besides a batch (`Cutting.held_bytes`)."""
         return self.cutting.held_bytes(rows, layout)
 
     def _bytes_per_pixel(self) -> int:

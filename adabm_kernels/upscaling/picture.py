@@ -60,7 +60,7 @@ class Rows(NamedTuple):
         return self.pixels[place.top - self.top : place.bottom - self.top, place.left : place.right]
 
     def busy(self, kept: Rect, radius: int) -> Rect | None:
-        """See `flat.busy`."""
+        """A rectangle that holds the pixels of `kept` that see more than one colour (`flat.busy`), in places of the picture."""
         found = busy(self.pixels, kept.moved(-self.top), radius)
         return None if found is None else found.moved(self.top)
 
