@@ -29,7 +29,8 @@ from .quantize import check_fraction, finite_float32
 from .registry import Problem, choose
 
 FORMAT_VERSION = 6
-# Version 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit, and 5 no fraction.
+# Version 1 has no input_shift, version 2 no digits, version 3 no mean colour except DIV2K's, version 4 no exit, and version 5 no
+# fraction.
 READABLE = (1, 2, 3, 4, 5, 6)
 FIRST_WITH_EXIT, FIRST_WITH_FRACTION = 5, 6
 HEADER_KEY = "adabm"
@@ -140,7 +141,7 @@ def _read(path: Path, with_tensors: bool) -> tuple[str, dict[str, torch.Tensor]]
             tensors = {key: file.get_tensor(key) for key in keys} if text and with_tensors else {}
     except MemoryError:
         raise
-    except Exception as error:  # of types that this release of torch has not, too
+    except Exception as error:  # This includes tensors of types that this release of torch does not have.
         raise ValueError(f"load: {path} is {_what_else(path)}") from error
     if not text:
         kind = "a float checkpoint" if any(key.endswith("weight") for key in keys) else "a file of other tensors"
@@ -182,7 +183,7 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
     _check_floats("plain.", plain, {name: shapes[key] for name, key in names.items()}, dtypes)
     convs = {}
     for name, conv in spec.quantized(config.quantize).items():
-        # Files from before the signed grid and the second digit do not name theirs.
+        # Files from before the signed grid and the second digit do not name their grid and their digits.
         scalars = {key: ({"weight_grid": "odd", "digits": 1} | header["convs"][name])[key] for key in _SCALARS}
         held: dict[str, Any] = {key: tensors[f"conv.{name}.{key}"] for key in _TENSORS}
         _check_shapes(f"conv.{name}.", held, {"codes": (conv.channels_out, conv.channels_in // conv.groups, *conv.sizes)})

@@ -352,7 +352,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
                 raise
             name = type(self).__name__
             raise RuntimeError(f"{name} is on the device 'meta', where tensors hold nothing: none can leave it") from error
-        # checked before anything is converted, because what float16 has cut off does not come back
+        # This is checked before anything is converted, because the digits that float16 cuts off do not come back.
         if probe.dtype != torch.float32:
             raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {probe.dtype}")
         check_device(str(probe.device))  # checked before anything is moved

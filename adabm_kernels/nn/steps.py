@@ -458,7 +458,7 @@ class BlockSumStep(FloatStep):
         super().run(run)
         if run.depths is not None:
             y = run.tensors[self.y.at]
-            # written in place, because fresh memory costs as much as the sum
+            # The result is written in place, because fresh memory costs as much as the sum.
             torch.where(run.hard(y), y, run.floats(self.entry), out=y)
 
 

@@ -223,7 +223,7 @@ def _settled(outcome: Outcome, encoding: Future | None) -> Outcome:
     if encoding is not None:
         outcome.error = encoding.exception()
     error: BaseException | None = outcome.error
-    while error is not None:  # the frames of the error hold the open picture, and the error itself
+    while error is not None:  # The frames of the error are cleared, because they hold the open picture and the error itself.
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
     return outcome
