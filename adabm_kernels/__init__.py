@@ -1,7 +1,7 @@
 """Integer convolutions with run-time bit-widths for AdaBM super-resolution networks.
 
-Importing this loads no torch and, where torch is loaded, registers the operators `torch.ops.adabm.*`. Beside that it only lets old
-names of modules be imported.
+Importing the package does not load torch. Where torch is loaded, it registers the operators `torch.ops.adabm.*`. Besides, it lets
+modules be imported by their old names.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# `backends` and `upscale` name a function here and a module below: bound now, so that a later import of the module does
-# not take the function's place. Neither imports torch.
+# `backends` and `upscale` each name a function here and a module of the package. They are bound now, so that a later import of the
+# module does not take the function's place. Neither imports torch.
 from . import backends as _backends_package  # noqa: F401
 from .models import builtin_models
 from .registration import keep_old_names, register_with_torch
@@ -50,5 +50,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What there is to use, for completion in an interpreter: without it the names that are loaded late would be missing."""
+    """The names that can be used, for completion in an interpreter, which would otherwise miss the names that are loaded late."""
     return [*__all__, "__version__"]

@@ -1,4 +1,4 @@
-"""Calibration: 100 low-resolution images in, every range, threshold and offset out; without ground truth.
+"""Calibration: the choice of every range, threshold and offset from about 100 low-resolution images, without ground truth.
 
 The method is that of AdaBM (Hong and Lee, CVPR 2024, arXiv 2404.03296), exactly under recipe "paper"; recipe "best" uses what
 the kernels allow beyond it. The stages live in `calibration/`.
@@ -42,12 +42,14 @@ from .networks.detect import Detected, check_whole, detect, res_scale_of
 from .nn import ConvertedNetwork
 from .simulate import SimulatedGraph, SimulatedNetwork
 
-BUDGET_MARGIN = 0.45  # bits below the base that "best" aims at: real low-resolution images have more detail than most photos.
+# Recipe "best" aims at this many bits below the base bits, because real low-resolution images have more detail than most photos.
 # Networks that sharpen get the whole base.
-SEARCH_IMAGES = 24  # images that searched ranges look at
-PROBED_IMAGES = 8  # images that sensitivities look at
-SEARCH_WORK, MAPS_WORK, EXIT_WORK, EQUALIZE_WORK, ROUNDING_WORK = 3, 3, 6, 6, 6  # in steps of the progress
-IMAGES_A_DRAWING = 5  # images of fine-tuning for each drawing or text made by the program, since photographs hold few outlines
+BUDGET_MARGIN = 0.45
+SEARCH_IMAGES = 24  # the number of images on which ranges are searched
+PROBED_IMAGES = 8  # the number of images on which sensitivities are measured
+SEARCH_WORK, MAPS_WORK, EXIT_WORK, EQUALIZE_WORK, ROUNDING_WORK = 3, 3, 6, 6, 6  # in units of the progress
+# Fine-tuning adds a drawing or text made by the program for each group of this many images, since photographs hold few outlines.
+IMAGES_A_DRAWING = 5
 SAVE_EVERY = 30.0  # seconds between two saves of a run that can be resumed
 
 Progress = Callable[[int, int, str], None]
@@ -72,49 +74,53 @@ def calibrate(
     own_resolution: Iterable[torch.Tensor | str | Path] | None = None,
     found: Detected | None = None,
 ) -> SimulatedNetwork:
-    """Choose every range, threshold and offset of a quantised network from images, and fine-tune it for `config.steps` steps.
+    """Chooses every range, threshold and offset of a quantised network from images, fine-tunes the network for `config.steps`
+    steps, and returns it as a simulation.
 
-    model: a float network, recognised by its state dict (networks/detect.py), or that state dict, or a checkpoint that holds it.
-    images: low-resolution images as the network will see them, about 100: float or uint8 tensors [N, 3, H, W] in
-        0..255, or paths of pictures. Of each random crops of at most `config.patch` pixels a side are used.
-    progress: called with (work done, work in all, what is being done); the unit is about a second.
-    res_scale: the network's residual scale, which its state dict does not reveal; default the `res_scale` of a module's blocks,
-        else 1.
-    rgb_range, mean_shift, channel_order: what else it does not reveal, see `networks.convention.Convention`; by default the state
-        dict and its layout decide. The calibrated network computes with RGB in 0..255 in any case.
-    weights_key: which of several networks in a checkpoint is meant, such as "generator_ema".
-    check: first upscale a few of the images, shrunk, with the float network, and raise ValueError where it is far worse than
-        bicubic, or better when it is read in another usual convention, which the message names. Images of noise, and those less
-        than 16 pixels a side when shrunk, cannot be checked on.
-    start: a calibrated or converted network of the same architecture whose image thresholds and layer offsets are taken over:
-        only ranges are chosen anew.
-    resume: a file that keeps the state of the fine-tuning. Where it exists, the run that wrote it is continued; the same
-        arguments then give the same result as without the interruption. The caller removes it.
-    device: where torch computes, "cpu" or "cuda", with an index where there are several; the result is on the CPU. A resumed run
-        may go on elsewhere.
-    own_resolution: pictures as they are, as `images` takes them, where `images` are shrunk ones. Only the exit of easy tiles is
-        chosen on them too; they are read after `images`.
-    found: what `networks.detect.detect` has found in this state dict, which is then not searched again, and res_scale, rgb_range,
-        mean_shift, channel_order and weights_key say nothing.
+    model: a float network, which is recognised by its state dict (networks/detect.py), or that state dict, or a checkpoint that
+        holds it.
+    images: about 100 low-resolution images like those that the network will upscale, as float or uint8 tensors [N, 3, H, W] in
+        0..255 or as paths of pictures. Random crops of at most `config.patch` pixels a side are taken from each image.
+    progress: a function that is called with (work done, work in all, what is being done). One unit of work takes about a second.
+    res_scale: the network's residual scale, which its state dict does not reveal. By default it is the `res_scale` of a module's
+        blocks, or 1 where they have none.
+    rgb_range, mean_shift, channel_order: the convention of the weights (`networks.convention.Convention`), which the state dict
+        does not reveal either. By default the state dict and its layout decide. The calibrated network computes with RGB in 0..255
+        in any case.
+    weights_key: the name of the network to take, such as "generator_ema", where a checkpoint holds several.
+    check: whether the float network is tried first. It upscales a few of the images after they were shrunk. ValueError is raised
+        where the result is far worse than bicubic, and where it is better in another usual convention, which the message names.
+        Images of noise, and images that are shrunk to less than 16 pixels a side, are not used for this.
+    start: a calibrated or converted network of the same architecture, whose image thresholds and layer offsets are taken over. Only
+        ranges are then chosen anew.
+    resume: the path of a file that keeps the state of the fine-tuning. If the file exists, the run that wrote it is continued. With
+        the same arguments the result is then the same as without the interruption. The file stays until the caller removes it.
+    device: the device on which torch computes, "cpu" or "cuda", with an index where there are several. The result is on the CPU. A
+        resumed run may continue on another device.
+    own_resolution: pictures in their own resolution, in the same forms as `images`, for the case that `images` are shrunk pictures.
+        They are read after `images` and serve only to choose the exit of easy tiles, in addition to `images`.
+    found: the result of `networks.detect.detect` for this state dict. It is then not searched again, and res_scale, rgb_range,
+        mean_shift, channel_order and weights_key have no effect.
 
-    Recipe "paper": weight ranges with the least squared error; activation ranges and image thresholds as moving averages over
-    batches through the float network; layer offsets of -1 and +1 for the layers whose standard deviation lies outside the
-    percentiles; bit-aware clipping; then the three-step cycle (calibration/tune.py).
-    Recipe "best": one weight range per output channel on the grid of signed integers; activation ranges searched layer by layer
-    in the quantised network; layer offsets by measured sensitivity under a budget (calibration/maps.py); then weights, biases
-    and ranges learned together, on drawings and texts made by the program too (calibration/made.py). At the end it finds the
-    exit of easy tiles, the result's `exit` (`ConvertConfig.depths`): a linear filter fitted to the float network, used where a
-    tile of the images bends so little that the filter lies nearer to the float network than few bits do (calibration/exits.py).
+    Recipe "paper" chooses weight ranges by the least squared error, and activation ranges and image thresholds as moving averages
+    over batches in the float network. Layers whose standard deviation lies outside the percentiles get offsets of -1 or +1. After
+    bit-aware clipping follows the three-step cycle of fine-tuning (calibration/tune.py).
+    Recipe "best" chooses one weight range per output channel on the signed grid. It searches activation ranges layer by layer in
+    the quantised network, and chooses layer offsets by measured sensitivity under a budget (calibration/maps.py). Then it
+    fine-tunes weights, biases and ranges together, also on drawings and texts made by the program (calibration/made.py). At the end
+    it finds the exit of easy tiles, which is the result's `exit` (`ConvertConfig.depths`). This is a linear filter fitted to the
+    float network. It is used where a tile of the images bends so little that the filter lies nearer to the float network than few
+    bits do (calibration/exits.py).
 
-    Where `config.residual` says so, the features that pass the blocks by are held in 16 bits, in a unit that is chosen from their
-    largest magnitude over the images once the rest is settled (calibration/residual.py): the result's `fraction`.
+    Where `config.residual` asks for it, the features that pass the blocks by are held in 16 bits. Their unit, the result's
+    `fraction`, is chosen from their largest magnitude over the images after everything else (calibration/residual.py).
 
-    Everything is seeded: the same arguments give the same result on the same kind of machine. A layer that sees one value only, as
-    when all images are flat, gets a range that holds this value exactly. The result's `report` says how long each stage took, what
-    the loss was, and under "weights" which part of a checkpoint was taken. Raises TypeError and ValueError naming the argument, the
-    rule and the value: no images, images smaller than 16 pixels a side or outside 0..255, an unknown or already calibrated network,
-    one that is likely misread, activations that are NaN or infinite, a `resume` file of another run, a device that torch cannot use
-    here.
+    All random numbers are seeded: the same arguments give the same result on the same kind of machine. A layer that sees only one
+    value, as when all images are flat, gets a range that holds this value exactly. The result's `report` says how long each stage
+    took, what the loss was, and under "weights" which part of a checkpoint was taken.
+    Raises TypeError and ValueError naming the argument, the rule and the value: for no images, for images smaller than 16 pixels a
+    side or outside 0..255, for a network that is unknown, already calibrated or likely misread, for activations that are NaN or
+    infinite, for a `resume` file of another run, and for a device that torch cannot use here.
     """
     device = checked_device(device)
     config = ConvertConfig() if config is None else config
@@ -169,11 +175,11 @@ def calibrate_graph(
     resume: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> SimulatedGraph:
-    """Calibrates a traced network in place, from data that it takes. It works as `calibrate`, except that the range of its input is
-    found as all others are, and that fine-tuning compares all outputs, each in units of its size.
+    """Calibrates a traced network in place and returns it. It works as `calibrate`, except that the range of its input is found as
+    all other ranges are, and that fine-tuning compares all outputs, each divided by its size (`measure_outputs`).
 
-    model: with float weights in place. Raises ValueError for activations that are NaN or infinite, a `resume` file of another run,
-    and a device that torch cannot use here.
+    model: the simulation, with its float weights in place. data: tensors that the network takes. Raises ValueError for activations
+    that are NaN or infinite, a `resume` file of another run, and a device that torch cannot use here.
     """
     device = checked_device(device)
     model.to(device)
@@ -210,11 +216,11 @@ class Pictures:
         self.items, self.config = items, config
 
     def batches(self, patch: int, size: int, rng: random.Random) -> list[torch.Tensor]:
-        """See `samples.batches`."""
+        """The calibration batches of these images (`samples.batches`)."""
         return samples.batches(self.items, patch, size, rng)
 
     def first(self, batches: list[torch.Tensor], count: int) -> torch.Tensor:
-        """See `samples.first`."""
+        """The first `count` images of the batches, as one batch (`samples.first`)."""
         return samples.first(batches, count)
 
     def queue(self, patch: int, size: int, rng: random.Random, candidates: int) -> samples.Epochs:
@@ -325,8 +331,8 @@ class _Run:
             self.advance("rounding", clock, ROUNDING_WORK)
 
     def _looked_at(self, count: int) -> torch.Tensor:
-        """The first images, which ranges and sensitivities are taken from. For a network that sharpens, drawings take every third
-        place, because outlines bring features several times as large as photographs do."""
+        """The first `count` images, on which ranges and sensitivities are found. For a network that sharpens a third of them are
+        drawings, because outlines bring features several times as large as photographs do."""
         if not self.model.equalized:
             return self.data.first(self.batches, count)
         photos = samples.first(self.batches, count - count // 3)
@@ -337,8 +343,8 @@ class _Run:
         return torch.Generator().manual_seed(self.config.seed)
 
     def _allocate(self) -> dict[str, int]:
-        """The layer offsets that lose least while the calibration images keep the budget of bits, or the time of a network with
-        these bits."""
+        """The layer offsets, by name, that lose least while the calibration images keep to the budget of bits or, for objective
+        "latency", to the time of the network that keeps to it."""
         model, config = self.model, self.config
         layers = [conv for conv in model.quantized_convs() if conv.adaptive]
         if not layers:
@@ -398,7 +404,7 @@ class _Run:
 
         if resume is not None and kept is None:
             keep(resume)
-        whole = True  # no step is half done, so what is kept then continues exactly
+        whole = True  # While no step is half done, the state can be saved, and a run that resumes it gives the same result.
         try:
             while tuning.done < tuning.end:
                 with _interrupted_afterwards():
@@ -430,7 +436,7 @@ class _Run:
         self.residual_report = {"largest": largest, "fraction": self.model.fraction}
 
     def find_exit(self, pictures: list[list[torch.Tensor]]) -> None:
-        """Gives the network its exit, from crops of the kinds of pictures in turn and of made ones."""
+        """Fits the network's exit to crops from each kind of pictures in turn, and to pictures made by the program."""
         clock = time.perf_counter()
         self.model.exit, self.exit_report = fit_exit(self.model, pictures, self.device)
         self.advance("exit", clock, EXIT_WORK)
@@ -497,7 +503,7 @@ def _maps_of(start: SimulatedNetwork | ConvertedNetwork, model: SimulatedNetwork
 
 
 def _identity(config: ConvertConfig, windows: list[torch.Tensor], model: SimulatedNetwork, taken: _Maps | None) -> str:
-    """A digest of everything that decides the result."""
+    """A digest of everything on which the result of a calibration depends."""
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
     digest.update(repr((model.spec, taken)).encode())
     for tensor in [*windows, *model.float_weights.values()]:

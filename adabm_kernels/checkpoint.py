@@ -29,7 +29,8 @@ from .quantize import check_fraction, finite_float32
 from .registry import Problem, choose
 
 FORMAT_VERSION = 6
-# Version 1 knows no input_shift, 2 no digits, 3 no mean colour but DIV2K's, 4 no exit, and 5 no fraction.
+# Version 1 has no input_shift, version 2 no digits, version 3 no mean colour except DIV2K's, version 4 no exit, and version 5 no
+# fraction.
 READABLE = (1, 2, 3, 4, 5, 6)
 FIRST_WITH_EXIT, FIRST_WITH_FRACTION = 5, 6
 HEADER_KEY = "adabm"
@@ -38,7 +39,7 @@ _SCALARS = ("weight_bits", "lower", "upper", "act_bits", "layer_offset", "adapti
 _TENSORS = ("codes", "weight_upper", "bias")
 _OPTIONAL = ("input_shift",)
 _COUNTER = ".num_batches_tracked"  # a value of BatchNorm, the only one that is no float
-_EXIT_WEIGHTS = 48 * 3 * 15**2  # those of the largest scale, in the largest filter
+_EXIT_WEIGHTS = 48 * 3 * 15**2  # the number of weights of the largest filter at the largest scale
 _MOST_WORDS = 500  # the most characters of a message, since texts in a file may be of any length
 _EXIT_SCALARS, _EXIT_TENSORS = ("unit", "tile", "threshold"), ("weight", "bias")
 
@@ -140,7 +141,7 @@ def _read(path: Path, with_tensors: bool) -> tuple[str, dict[str, torch.Tensor]]
             tensors = {key: file.get_tensor(key) for key in keys} if text and with_tensors else {}
     except MemoryError:
         raise
-    except Exception as error:  # of types that this release of torch has not, too
+    except Exception as error:  # This includes tensors of types that this release of torch does not have.
         raise ValueError(f"load: {path} is {_what_else(path)}") from error
     if not text:
         kind = "a float checkpoint" if any(key.endswith("weight") for key in keys) else "a file of other tensors"
@@ -182,7 +183,7 @@ def _parts(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str
     _check_floats("plain.", plain, {name: shapes[key] for name, key in names.items()}, dtypes)
     convs = {}
     for name, conv in spec.quantized(config.quantize).items():
-        # Files from before the signed grid and the second digit do not name theirs.
+        # Files from before the signed grid and the second digit do not name their grid and their digits.
         scalars = {key: ({"weight_grid": "odd", "digits": 1} | header["convs"][name])[key] for key in _SCALARS}
         held: dict[str, Any] = {key: tensors[f"conv.{name}.{key}"] for key in _TENSORS}
         _check_shapes(f"conv.{name}.", held, {"codes": (conv.channels_out, conv.channels_in // conv.groups, *conv.sizes)})
@@ -290,7 +291,7 @@ def _section(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 
 
 def _what_else(path: Path) -> str:
-    """What a file that is no safetensors file may be, in words."""
+    """Says in words of which kind a file may be that is no safetensors file."""
     with open(path, "rb") as file:
         start = file.read(4)
     if start[:2] == b"PK" or start[:1] == b"\x80":

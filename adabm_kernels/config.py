@@ -8,19 +8,23 @@ from typing import Any
 
 MIN_BITS, MAX_BITS = 2, 8
 DEPTH_TILES = (8, 12, 16, 24, 32, 48)  # kernels fill such tiles, and AdaBM's patches of 96 pixels hold a whole number of each
-MAX_SEED = 2**63 - 2  # torch takes 64 bits, and the next seed is used too
+MAX_SEED = 2**63 - 2  # a seed of torch has 64 bits, and the seed after the given one is used too
 MOST_DEPTH_LOSS = 10  # dB
-ADAPTIVE_SPREAD = 2  # an image offset and a layer offset of one bit each
+ADAPTIVE_SPREAD = 2  # the most bits above or below the base: an image offset and a layer offset of one bit each
 
 
 @dataclass(frozen=True)
 class PaperTuning:
-    """Fine-tuning as published: weight ranges, activation ranges and bit maps in turn, an epoch each (Adam, section 4.1).
+    """The settings of fine-tuning as published (AdaBM, section 4.1): weight ranges, activation ranges and bit maps are tuned in
+    turn, for an epoch each, with Adam. Products are computed in bfloat16 where the processor has it.
 
-    epoch: steps before the next kind of parameter has its turn. decay: factor on a kind's rates after each of its epochs.
-    batch, patch: crops of a step and their side in pixels. The rates are those of Adam (products in bfloat16 where the
-    processor has them); the losses weigh the features of the
-    blocks and the bits above `act_bits` against the L1 distance of the images (0..255).
+    epoch: the number of steps before the next kind of parameter has its turn.
+    decay: the factor by which the learning rates of a kind are multiplied after each of its epochs.
+    batch, patch: the number of crops in a step, and their side in low-resolution pixels.
+    lr_weight_range, lr_act_range, lr_image_map, lr_layer_map: the learning rates of the weight ranges, the activation ranges, the
+        image thresholds and the layer offsets.
+    feature_loss, bit_loss: the weights of two losses beside the L1 distance of the output images (0..255): the distance of the
+        blocks' features, and the bits above `act_bits`.
     """
 
     epoch: int = 50
@@ -37,15 +41,20 @@ class PaperTuning:
 
 @dataclass(frozen=True)
 class BestTuning:
-    """Fine-tuning of recipe "best": rounding of weights, biases, weight and activation ranges together, bit maps fixed.
+    """The settings of fine-tuning in recipe "best", which tunes the rounding of weights, the biases, and the weight and activation
+    ranges together. Image thresholds and layer offsets stay as they are.
 
-    batch, patch: crops of a step and their side in pixels. candidates: random crops of an image that are looked at for each that
-    is used, the one with most detail (AdaBM's image measure). Rates are relative: of a weight in steps of its grid (at 4 bits and
-    fewer; less on finer ones), of a range in its width, of a weight range and a bias in its mean size; they rise over `warmup`
-    steps and fall as a cosine.
-    tolerance: 0 for all `steps`. More ends fine-tuning when it has converged: rates stay up until the loss (its geometric mean over
-    `span` steps) lies less than this share below that of the `span` before, then fall over `cooldown` steps; never more than
-    `steps` in all.
+    batch, patch: the number of crops in a step, and their side in low-resolution pixels.
+    candidates: how many random crops of an image are compared for each crop that is used, which is the one with most detail by
+        AdaBM's image measure.
+    warmup: the number of steps over which the learning rates rise. Afterwards they fall as a cosine.
+    lr_weight: the learning rate of a weight, in steps of its grid. It is less on grids of more than 4 bits.
+    lr_bias, lr_weight_range: the learning rates of a bias and of a weight range, relative to their mean size.
+    lr_act_range: the learning rate of an activation range, relative to its width.
+    tolerance: 0 runs all `steps` of the config. A larger value ends fine-tuning once it has converged, after `steps` at the latest:
+        the rates stay high until the geometric mean of the loss over `span` steps lies less than this share below its mean over the
+        `span` steps before; then they fall over `cooldown` steps.
+    span, cooldown: see `tolerance`.
     """
 
     batch: int = 4
@@ -78,62 +87,67 @@ AUTO = {  # the values that "auto" stands for
         "residual": "int16",
     },
 }
-DEFAULT_STEPS = {"paper": 500, "best": 600}  # of `adabm calibrate`
-MOST_TUNED_BITS = 6  # of the codes of a network that sharpens: with more of them fine-tuning takes away more than it gives
+DEFAULT_STEPS = {"paper": 500, "best": 600}  # the steps that `adabm calibrate` takes by default
+MOST_TUNED_BITS = 6  # A network that sharpens is fine-tuned up to this many bits. With more, fine-tuning makes it worse.
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """What `calibrate` and `convert_model` do to a network (AdaBM: Hong and Lee, CVPR 2024, arXiv 2404.03296).
+    """The settings by which `calibrate` and `convert_model` quantise a network (AdaBM: Hong and Lee, CVPR 2024, arXiv 2404.03296).
 
-    weight_bits: bits of every quantised weight but those of the ends, 2..8.
-    act_bits: base bits of activations; an adaptive convolution computes with act_bits - 2 .. act_bits + 2.
-    quantize: "full" also quantises the convolution that closes the body (adaptive) and the first, last and upsampler
-        convolutions (8 bits, fixed); "body" quantises only the convolutions in residual blocks.
-    tail: "collapsed" computes a staged upsampler as one convolution (nn/tail.py), "staged" stage by stage as published; "auto"
-        collapses it where that is possible.
-    adaptive: False gives every image and layer `act_bits` bits.
-    clamp_bits: let an adaptive network have `act_bits` of 2, 3, 7 or 8, whose offsets leave 2..8: they are clamped to that range.
+    weight_bits: the bits of every quantised weight except those of the ends, 2..8.
+    act_bits: the base bits of activations. An adaptive convolution computes with act_bits - 2 .. act_bits + 2 bits.
+    quantize: which convolutions are quantised. "body" quantises only those in residual blocks. "full" also quantises the one that
+        closes the body, which is adaptive, and the first, last and upsampler's convolutions, which always have 8 bits.
+    tail: how a staged upsampler is computed. "collapsed" computes it as one convolution (nn/tail.py), "staged" computes it stage by
+        stage as published, and "auto" collapses it where that is possible.
+    adaptive: whether images and layers may get more or fewer bits. If False, all of them have `act_bits` bits.
+    clamp_bits: whether an adaptive network may have `act_bits` of 2, 3, 7 or 8. Its bits, which offsets could then take out of
+        2..8, are clamped to that range.
     recipe: how `calibrate` chooses ranges, offsets and weights: "paper" as published, "best" with everything the kernels allow.
-        It decides what "auto" means below, and which fine-tuning runs.
-    weight_grid: "odd", the published grid of odd integers with one range per tensor (auto for "paper"), or "signed", integers
-        with a zero and one range per output channel (auto for "best").
-    steps: fine-tuning steps after the ranges are set; 0 leaves the weights as they are and takes a minute.
-    tuning: settings of the fine-tuning, a PaperTuning or BestTuning as the recipe says; None for its defaults.
-    act_ranges: "search" for the least squared error layer by layer (auto for "best"); or over batches of the float network
-        "minmax" (auto for "paper"), "percentile" or "omse" (least squared error of the range shrunk by up to 90 %).
-    layer_map: layer offsets by the spread of activations, "deviation" (auto for "paper"), or by measured "sensitivity" under a
-        budget (auto for "best").
-    input_range: that of the first convolution, where it is quantised: "observed" over the calibration images (auto for "paper"), or
-        "pixels", whose 8 bits hold pixels exactly (auto for "best").
-    tail_digits: 8-bit codes that the input of the upsampler is held in: 1, or 2, where the second holds what the first leaves;
-        0 for what the recipe says: 2 for "best" from 6 bits on, where 8 bits begin to show, else 1.
-    residual: how the features that pass the blocks by are held between layers: "float32", or "int16", half the bytes, in units of
-        a power of two that `calibrate` chooses for the network (docs/numerics.md). Only for an EDSR or SRResNet and quantize
-        "full"; "auto" is "int16" there with recipe "best", else "float32".
-    equalize: multiply channels by factors that let few bits lose less and leave the float network as it is
-        (calibration/equalize.py): "on", "off", or "auto", which is "on" with recipe "best" for networks that sharpen
-        (NetworkSpec.sharpens), else "off".
-    target_bits: with "sensitivity", the mean bits over the counted convolutions and the calibration images; None for
-        act_bits - 0.45.
-    objective: with "sensitivity", what that budget saves: "bits", or "latency", the time on this machine of the network that
-        has these mean bits.
-    weight_ranges: on the odd grid: "omse" as published, "minmax" or "percentile".
-    range_percentile: percentage of values below the upper end of a "percentile" range, 50..100.
-    image_percentile: percentage of calibration images that get one bit less, and of those that get one more, 0..50.
-    layer_percentile: percentage of layers that get one bit less, and of those that get one more, 0..50.
-    ema_beta: weight of the past in the moving averages over calibration batches, 0..1.
-    bit_aware_clipping: shrink activation ranges to the bits they will be quantised with.
-    bac_beta: weight of the range before shrinking, 0..1.
-    patch: calibration crops are at most this many low-resolution pixels a side.
-    batch: images per calibration batch.
-    seed: that of the crops and their order, 0..2^63-2.
-    depths: "auto" lets `calibrate` find easy tiles of images, which a small filter makes without the network's blocks (exits.py),
-        where the recipe is "best", quantize "full", input_range "pixels" and the network EDSR or SRResNet; "none" computes every
+        The recipe decides what "auto" means in other fields, and which fine-tuning runs.
+    weight_grid: the grid of weights. "odd" is the published grid of odd integers with one range per tensor ("auto" in recipe
+        "paper"). "signed" has integers with a zero and one range per output channel ("auto" in recipe "best").
+    steps: the number of fine-tuning steps after the ranges are set. With 0 the weights stay as they are, and calibration takes
+        about a minute.
+    tuning: the settings of the fine-tuning, a PaperTuning for recipe "paper" or a BestTuning for "best". None takes the defaults.
+    act_ranges: how activation ranges are chosen. "search" looks layer by layer for the least squared error ("auto" in recipe
+        "best"). The others observe batches in the float network: "minmax" takes the least and greatest values ("auto" in recipe
+        "paper"), "percentile" cuts off the outermost values, and "omse" shrinks the range by up to 90 % for the least squared
+        error.
+    layer_map: how layer offsets are chosen: "deviation" by the spread of activations ("auto" in recipe "paper"), or "sensitivity"
+        by the measured effect of each layer's bits under a budget ("auto" in recipe "best").
+    input_range: the range of the first convolution's input, where that convolution is quantised: "observed" over the calibration
+        images ("auto" in recipe "paper"), or "pixels", whose 8 bits hold pixels exactly ("auto" in recipe "best").
+    tail_digits: how many 8-bit codes hold a value of the upsampler's input: 1, or 2, where the second code holds what the first
+        leaves. 0 stands for 2 in recipe "best" with `act_bits` of 6 and more, where the rounding to 8 bits begins to show, and else
+        for 1.
+    residual: how the features that pass the blocks by are held between layers. "int16" takes half the bytes of "float32", in units
+        of a power of two that `calibrate` chooses for the network (docs/numerics.md). It needs an EDSR or SRResNet and quantize
+        "full". "auto" is "int16" there with recipe "best", and else "float32".
+    equalize: whether channels are multiplied by factors with which the quantised network loses less, while the float network
+        computes the same (calibration/equalize.py): "on", "off", or "auto", which is "on" with recipe "best" for networks that
+        sharpen (NetworkSpec.sharpens) and else "off".
+    target_bits: for layer_map "sensitivity", the mean bits to reach over the counted convolutions and the calibration images. None
+        stands for act_bits - 0.45, or for act_bits where the network is equalised.
+    objective: for layer_map "sensitivity", what the budget limits: "bits", the mean bits, or "latency", the time on this machine,
+        limited to that of the network with these mean bits.
+    weight_ranges: how the ranges of weights on the odd grid are chosen: "omse" as published, "minmax" or "percentile".
+    range_percentile: the percentage of values that lie below the upper end of a "percentile" range, 50..100.
+    image_percentile: the percentage of calibration images that get one bit less, and of those that get one more, 0..50.
+    layer_percentile: the percentage of layers that get one bit less, and of those that get one more, 0..50.
+    ema_beta: the weight of the past in the moving averages over calibration batches, 0..1.
+    bit_aware_clipping: whether activation ranges are shrunk to suit the bits that they will be quantised with.
+    bac_beta: the weight of the range before shrinking, 0..1.
+    patch: the longest side of a calibration crop, in low-resolution pixels.
+    batch: the number of images in a calibration batch.
+    seed: the seed that decides on the crops and their order, 0..2^63-2.
+    depths: "auto" lets `calibrate` find easy tiles of images, whose output a small filter makes in place of the network's blocks
+        (exits.py). This needs recipe "best", quantize "full", input_range "pixels", and an EDSR or SRResNet. "none" computes every
         block everywhere.
-    depth_tile: low-resolution pixels a side of these tiles, one of DEPTH_TILES.
-    depth_loss: dB by which the result on the calibration images may lie further from the float network than without easy tiles,
-        0..10; with 0, no class of detail may either.
+    depth_tile: the side of these tiles in low-resolution pixels, one of DEPTH_TILES.
+    depth_loss: how many dB further from the float network the result on the calibration images may lie than without easy tiles,
+        0..10. With 0, it may not lie further in any class of detail either.
 
     Raises TypeError and ValueError naming the field, its rule and the value.
     """
@@ -278,11 +292,12 @@ class ConvertConfig:
 
 
 def usual_settings(recipe: str, sharpens: bool, fixed: bool | None = None, act_bits: int | None = None) -> dict[str, Any]:
-    """The fields of ConvertConfig that `adabm calibrate` fills in where its options do not say them.
+    """The fields of ConvertConfig that `adabm calibrate` fills in where its options do not give them.
 
-    sharpens: NetworkSpec.sharpens. Such a network amplifies what rounding leaves, so that recipe "best" gives it eight bits
-    everywhere and leaves its weights as they were rounded together; with few bits of codes it is fine-tuned as others are
-    (docs/quality.md has the figures). fixed, act_bits: what the options say of these, None for nothing.
+    sharpens: whether the network sharpens (NetworkSpec.sharpens). Such a network amplifies rounding errors. So recipe "best" gives
+    it eight bits everywhere and does not fine-tune it after its weights have been rounded together; with MOST_TUNED_BITS or fewer
+    it is fine-tuned as other networks are (docs/quality.md has the figures). fixed, act_bits: the values of these options, None
+    where they are not given.
     """
     if not sharpens or recipe != "best":
         return {"weight_bits": 4, "act_bits": 4, "adaptive": not fixed, "steps": DEFAULT_STEPS[recipe]}

@@ -1,4 +1,4 @@
-"""convert_model, which makes a network on integer convolutions of a float or calibrated network."""
+"""The function convert_model, which turns a float or calibrated network into one that computes with integer convolutions."""
 
 from __future__ import annotations
 
@@ -39,31 +39,38 @@ def convert_model(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> ConvertedNetwork:
-    """A copy of `model` that computes with integer convolutions and the bit-widths AdaBM chooses at run time.
+    """Returns a copy of `model` that computes with integer convolutions and with bit-widths that AdaBM chooses at run time.
 
-    model: a float EDSR, RDN, SRResNet, SRVGGNetCompact, RRDBNet, SPAN, IMDN, RFDN, CARN, VDSR, DnCNN, ESPCN or FSRCNN or its state
-        dict (recognised by its keys, networks/detect.py), a checkpoint that holds one, a calibrated AdaBM state dict, or a
-        SimulatedNetwork. The user's own class is fine; only its
-        state dict is read, and layers of torch that compute something else than those of the recognised network are refused by
-        name. Or any other module with convolutions, in eval mode, of one tensor [N, C, H, W]: it is traced (docs/any_network.md).
-    calibration: low-resolution images, float tensors [N, 3, H, W] in 0..255 or paths; needed for a float network, and
-        refused for a calibrated one. They are drawn as the rest runs, with torch as it is when it is imported
-        (nn.contexts.as_imported): a generator finds float32 as the default dtype, the CPU as the default device, no autocast.
-        For a traced module, tensors [N, C, H, W] of the channels, range and size that it takes.
-    config: bit-widths and calibration settings; default ConvertConfig(). For a SimulatedNetwork its own is taken.
-    res_scale: the network's residual scale, which its state dict does not reveal; default the `res_scale` of a module's blocks,
-        else 1.
-    rgb_range, mean_shift, channel_order, weights_key, check: see `calibrate`. The converted network takes and gives RGB in 0..255
-        whatever the convention of the weights, and so does its `float_model()`.
-    traced: None traces a module that is none of the known networks, unless one of the arguments before says something of such a
-        network; True traces any module, False none. A traced network is given and gives what the module is given and gives.
-    strict: for a traced module, a layer with weights that would stay in floats is an error that names it, its place and the reason;
-        without it that is said in the report under "floats". Of a known network the settings alone decide.
-    device: where torch calibrates, "cpu" or "cuda"; the converted network is on the CPU.
-    progress: called while it calibrates, with (work done, work in all, what is being done); the unit is about a second.
+    model: one of the known networks, or any other module, which is then traced.
+        The known networks are EDSR, RDN, SRResNet, SRVGGNetCompact, RRDBNet, SPAN, IMDN, RFDN, CARN, VDSR, DnCNN, ESPCN and FSRCNN,
+        recognised by the keys of their state dict (networks/detect.py). Each may be given as a float module, as its state dict, as
+        a checkpoint that holds the state dict, as a calibrated AdaBM state dict, or as a SimulatedNetwork. A module may be of the
+        user's own class: only its state dict is read. An error names every layer of torch in it that computes something else than
+        the recognised network does.
+        Any other module must have convolutions, be in eval mode and take one tensor [N, C, H, W] (docs/any_network.md).
+    calibration: low-resolution images, as float tensors [N, 3, H, W] in 0..255 or as paths; for a traced module, tensors
+        [N, C, H, W] with the channels, range and size that it takes. A float network needs them, and for a calibrated one they are
+        refused. A generator runs with torch's settings as they are after import (nn.contexts.as_imported): float32 is the default
+        dtype, the CPU is the default device, and autocast is off.
+    config: the bit-widths and calibration settings, by default ConvertConfig(). A SimulatedNetwork has its own config, which is
+        taken.
+    res_scale: the network's residual scale, which its state dict does not reveal. By default it is the `res_scale` of a module's
+        blocks, or 1 where they have none.
+    rgb_range, mean_shift, channel_order, weights_key, check: as for `calibrate`. The converted network and its `float_model()` take
+        and give RGB in 0..255, whatever the convention of the weights is.
+    traced: whether to trace the module. None traces a module that is none of the known networks, unless one of the arguments
+        res_scale to weights_key is given, since these describe a known network. True traces every module, and False traces none.
+        A traced network takes and gives the same tensors as the module.
+    strict: whether a layer with weights that would stay in floats is an error, which names the layer, its place and the reason.
+        If False, the report lists such layers under "floats". This concerns traced modules only: in a known network the settings
+        alone decide which layers stay in floats.
+    device: the device on which torch calibrates, "cpu" or "cuda". The converted network is on the CPU.
+    progress: a function that is called during calibration with (work done, work in all, what is being done). One unit of work takes
+        about a second.
 
-    Its `report` says what became of the network, in plain values: "layers", the quantised convolutions with their bits; "skipped",
-    the names of those that are not; "floats", by name, what is computed in floats between them, and why; "backend"; "calibration".
+    The `report` of the result says in plain values what became of the network: "layers" lists the quantised convolutions with their
+    bits, "skipped" the names of the other convolutions, "floats" by name everything that is computed in floats between them and
+    why, "backend" the chosen backend, and "calibration" the report of the calibration.
 
     Raises TypeError or ValueError naming the argument, the rule and the value.
     """
@@ -141,7 +148,7 @@ def _calibrated_graph(
     device: torch.device | str,
     progress: Callable[[int, int, str], None] | None,
 ) -> SimulatedGraph:
-    """Traces and calibrates a module that is none of the known networks."""
+    """Traces and calibrates a module that is none of the known networks, and returns its simulation."""
     if calibration is None:
         raise ValueError(f"convert_model: calibration is needed for a float network: pass {HINT} (about 100 are enough)")
     for setting, usual in (("tail", "collapsed"), ("residual", "int16"), ("input_range", "pixels")):

@@ -1,6 +1,6 @@
-"""How good a network is on test pictures: PSNR, SSIM, bits and bit operations, beside its float form and bicubic.
+"""Measures how good a network is on test pictures: PSNR, SSIM, bits and bit operations, beside its float form and bicubic.
 
-The conventions are the field's; docs/evaluation.md states them all and says what each figure means.
+The conventions are those of the field. docs/evaluation.md states them all and says what each figure means.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ FIGURES = ("psnr_y", "ssim_y", "mean_bits", "computed_share", "bits_with_zeros",
 
 @dataclass(frozen=True)
 class Figures:
-    """What one method achieves on one picture. bit_operations: for the whole picture; None for bicubic, as mean_bits is.
+    """The figures of one method on one picture.
 
-    computed_share: the share of the pixels, 0..1, that have the network's blocks computed. bits_with_zeros: the mean bits, where
-    the other pixels count 0. Both are None for a network that leaves out no blocks.
+    psnr_y: in dB. mean_bits, bit_operations: the mean bits, and the bit operations for the whole picture; both are None for
+    bicubic. computed_share: the share of the pixels, 0..1, for which the network's blocks are computed. bits_with_zeros: the mean
+    bits where the other pixels count as 0 bits. Both are None for a network that leaves out no blocks.
     """
 
     psnr_y: float
@@ -64,7 +65,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One picture's figures by method. width, height: those of the output. patches: the number of forward passes."""
+    """The figures of one picture by method. width, height: the size of the output. patches: the number of forward passes."""
 
     name: str
     width: int
@@ -73,7 +74,7 @@ class ImageResult:
     figures: dict[str, Figures]
 
     def value(self, method: str, figure: str) -> float | None:
-        """One of FIGURES for a method; "gbitops_per_mp" is 1e9 bit operations for each million output pixels."""
+        """The value of one of FIGURES for a method; "gbitops_per_mp" counts 1e9 bit operations per million output pixels."""
         found = self.figures[method]
         if figure != "gbitops_per_mp":
             return getattr(found, figure)
@@ -84,7 +85,10 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """The figures of every picture. methods: "converted" (where the network is), "float" (where its weights are), "bicubic"."""
+    """The figures of every picture.
+
+    methods: "converted" where the network is a converted one, "float" where it has float weights, and "bicubic".
+    """
 
     scale: int
     protocol: str
@@ -95,13 +99,13 @@ class EvaluationReport:
         return tuple(self.images[0].figures)
 
     def mean(self, method: str, figure: str) -> float | None:
-        """The plain mean over the pictures of one of FIGURES; None where the method has no such figure."""
+        """The plain mean of one of FIGURES over the pictures; None where the method lacks this figure for any of them."""
         values = [image.value(method, figure) for image in self.images]
         known = [value for value in values if value is not None]
         return fmean(known) if len(known) == len(values) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as plain values: "mean" and "images", by method and figure."""
+        """All figures as plain values, by method and figure: the means under "mean", and those of each picture under "images"."""
         return {
             "scale": self.scale,
             "protocol": self.protocol,
@@ -130,24 +134,24 @@ def evaluate(
     scale: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> EvaluationReport:
-    """Measure a network on test pictures: PSNR-Y and SSIM-Y, mean feature bits and bit operations, per picture and in the mean.
+    """Measures PSNR-Y, SSIM-Y, mean bits and bit operations of a network on test pictures, for each picture and in the mean.
 
-    model: a converted network (`load`, `convert_model`), whose float form is measured too where it carries the weights; or a
-        float network of this package (`networks`), which is measured alone. Bicubic always is. Its settings (backend, threads,
-        bits, depth) stay as they are.
-    pairs: at least one test picture (`find_pairs`); each is read twice, first of all to check it.
-    protocol: "whole" pictures; or "paper" (once "patch96"), the protocol of AdaBM's code: patches of 96 low-resolution pixels, each
-        with its own bits and without a halo; the last of a row or column reaches to the end of the picture (up to 191 pixels). The
-        float network takes the same patches.
-    scale: the scale that is expected; another one of the model is an error.
-    progress: called with (pictures done, pictures in all, name of the next one).
+    model: a converted network (`load`, `convert_model`), or a float network of this package (`networks`). Where a converted network
+        carries its float weights, its float form is measured too. Bicubic is always measured. The settings of the model (backend,
+        threads, bits, depth) stay as they are.
+    pairs: at least one test picture (`find_pairs`). Each is read twice: once to check it, and once to measure on it.
+    protocol: "whole" computes each picture as one. "paper" (formerly "patch96") is the protocol of AdaBM's code: patches of 96x96
+        low-resolution pixels, each with its own bits and without a halo. The last patch of a row or column reaches to the end of
+        the picture and may have up to 191 pixels a side. The float network computes the same patches.
+    scale: the scale that is expected of the model. A model of another scale is an error.
+    progress: a function that is called with (pictures done, pictures in all, name of the next picture).
 
-    PSNR and SSIM are those of `evaluation.metrics` with `scale` pixels shaved and outputs rounded to 8 bits. A picture's mean bits
-    are `model.mean_bits`, averaged over its patches; so are `model.computed_share`, for a network that may leave out blocks, and
-    the product of both. Bit operations sum, over all convolutions as published and over all patches, multiplications times bits of
-    the weights times bits of the activations, 32 each where they are not quantised; of pixels without blocks, those of the exit's
-    filter are all that counts.
-    Raises TypeError and ValueError naming the argument, the rule and the value, and OSError for a file that cannot be read; all
+    PSNR and SSIM are those of `evaluation.metrics`, with `scale` pixels shaved and outputs rounded to 8 bits. A picture's mean bits
+    are the average of `model.mean_bits` over its patches. For a network that may leave out blocks, `model.computed_share` and the
+    product of both are averaged alike. Bit operations are the sum, over all convolutions as published and over all patches, of
+    multiplications times bits of the weights times bits of the activations, where both count 32 bits if they are not quantised. Of
+    pixels without blocks, only the operations of the exit's filter count.
+    Raises TypeError and ValueError naming the argument, the rule and the value, and OSError for a file that cannot be read. All
     pictures are checked before any is computed.
     """
     protocol = "paper" if protocol == "patch96" else protocol
@@ -184,16 +188,18 @@ def load_float(
     weights_key: str | None = None,
     pictures: Sequence[Path | np.ndarray] = (),
 ) -> nn.Module:
-    """The float network in a checkpoint, recognised by its keys (networks/detect.py), or in a file of ncnn or ONNX, recognised by
-    its graph (importers/recognise.py), for RGB in 0..255.
+    """The float network in a file, for RGB in 0..255. A network in a checkpoint is recognised by its keys (networks/detect.py), and
+    one in a file of ncnn or ONNX by its graph (importers/recognise.py).
 
-    Its `found` says what it was recognised as, and in which part of the file.
+    The network's `found` says what it was recognised as, and in which part of the file.
 
-    res_scale, convention, weights_key: what the weights do not reveal, see `detect`; a residual scale of None is that of the graph,
-    or 1. pictures: originals, files or uint8 [H, W, 3], on which it is checked that the network upscales
-    (calibration/plausibility.py); none for no check.
-    Raises FileNotFoundError, and ValueError for a file that holds no known network or an already calibrated one, and WrongReading,
-    a ValueError, where the check says that the network is likely meant otherwise.
+    res_scale, convention, weights_key: what the weights do not reveal, see `detect`. If res_scale is None, it is that of the graph,
+        or 1 where there is none.
+    pictures: original pictures, as files or uint8 [H, W, 3], on which it is checked that the network upscales
+        (calibration/plausibility.py). Without pictures nothing is checked.
+
+    Raises FileNotFoundError; ValueError for a file that holds no known network or an already calibrated one; and WrongReading, a
+    ValueError, where the check says that the weights are likely of another convention.
     """
     state, own = read_known(path)
     try:
@@ -214,14 +220,17 @@ def load_float(
 
 
 def run(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """One forward pass without gradients: [N, 3, H, W] -> float32 [N, 3, s*H, s*W], not clamped."""
+    """The output of one forward pass without gradients for x [N, 3, H, W]: float32 [N, 3, s*H, s*W], not clamped."""
     with torch.no_grad(), recorded_by_default():
         return model(x.to(torch.float32))
 
 
 class _Method:
-    """A network as the measurement sees it. bits: for a batch of one image, the mean bits, and the bits of each convolution's input
-    by name. share: the share of its pixels that have blocks computed; None for a network that leaves out none."""
+    """A network with the functions by which it is measured.
+
+    bits: a function that gives, for a batch of one image, the mean bits, and by name the bits of each convolution's input. share: a
+    function that gives the share of the image's pixels for which blocks are computed; None for a network that leaves out no blocks.
+    """
 
     def __init__(
         self,
@@ -235,14 +244,15 @@ class _Method:
         self.device = torch.device("cpu") if first is None else first.device
 
     def upscale(self, rgb: np.ndarray, name: str) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [s*H, s*W, 3]."""
+        """The upscaled picture, uint8 [s*H, s*W, 3], of a picture uint8 [H, W, 3]."""
         y = run(self.network, self.tensor(rgb))[0]
         if not y.isfinite().all():
             raise ValueError(f"evaluate: model computes NaN or infinite values: its output for '{name}' holds some")
         return to_pixels(y).cpu().permute(1, 2, 0).contiguous().numpy()
 
     def cost(self, spec: Any, rgb: np.ndarray) -> tuple[float, float | None, int]:
-        """(mean bits, share of the pixels that have blocks computed, bit operations) of uint8 [H, W, 3]."""
+        """The mean bits, the share of the pixels for which blocks are computed, and the bit operations, for a picture uint8
+        [H, W, 3]."""
         x = self.tensor(rgb)
         pixels, (mean, act_bits) = rgb.shape[0] * rgb.shape[1], self.bits(x)
         if self.share is None:
@@ -305,7 +315,7 @@ def patches(height: int, width: int) -> list[tuple[slice, slice]]:
 def _upscale(
     method: _Method, spec: Any, name: str, lr: np.ndarray, parts: list[tuple[slice, slice]]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The picture, uint8, and those fields of its Figures that tell its cost."""
+    """The upscaled picture, uint8 [s*H, s*W, 3], and the fields of its Figures that say what it cost."""
     h, w, s = *lr.shape[:2], spec.scale
     sr = np.empty((s * h, s * w, 3), np.uint8)
     costs = []
@@ -325,9 +335,10 @@ def _upscale(
 def bit_operations(spec: Any, pixels: int, weight_bits: dict[str, int], act_bits: dict[str, int]) -> int:
     """The sum over the convolutions of multiplications * bits of the weights * bits of the activations.
 
-    spec: that of the network (`spec.convs()`). pixels: those of the low-resolution image. weight_bits, act_bits: by name, 32 where
-    absent. Every output pixel counts all taps of the kernel. How the kernels save multiplications (tiles, the collapsed tail) does
-    not enter, so the figure compares with those of other work.
+    spec: the specification of the network (`spec.convs()`). pixels: the number of pixels of the low-resolution image. weight_bits,
+    act_bits: the bits by the name of the convolution; one that is absent counts 32 bits. Every output pixel counts all taps of the
+    kernel. The figure does not take into account how the kernels save multiplications (exact tiles, the collapsed tail), so it can
+    be compared with those of other work.
     """
     return sum(
         conv.products * pixels * weight_bits.get(conv.name, FLOAT_BITS) * act_bits.get(conv.name, FLOAT_BITS)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .regions import Depths, tiles_of
 
 MAX_BEND = 510  # the most that a picture can bend, in levels of 255
-MAX_KERNEL = 15  # the most pixels a side of the filter
+MAX_KERNEL = 15  # the largest side of the filter in pixels
 # Pixels a side of a tile. A tile must be at least as large as what any network reads around hard tiles; most read a few pixels,
 # SRResNet 4 (`NetworkSpec.least_tile`). It must be no larger than what a window cut from a picture should have around it.
 TILES = (4, 256)
@@ -29,9 +29,10 @@ MAX_UNIT = 1 << 20
 class ExitParameters:
     """The linear filter of easy tiles and the rule that tells an easy tile, as model files hold them.
 
-    weight: int8 [3*scale^2, 3, R, R], R odd, 3..15, in units of 1/unit. Output o = colour * scale^2 + sub-pixel, as torch's
-    pixel_shuffle takes it. unit: 1..2^20. bias: float32 [3*scale^2], in levels of 255. tile: low-resolution pixels a side, 4..256.
-    threshold: 0..510 levels; tiles that bend by no more have depth 0.
+    weight: the filter, int8 [3*scale^2, 3, R, R] in units of 1/unit, where R is odd and 3..15. Its output o is colour * scale^2 +
+    sub-pixel, as torch's pixel_shuffle takes it. unit: 1..2^20. bias: float32 [3*scale^2], in levels of 255. tile: the side of a
+    tile in low-resolution pixels, 4..256. threshold: 0..510 levels of 255; tiles that bend by at most this are easy and have depth
+    0.
 
     Raises ValueError naming the field, its rule and the value.
     """
@@ -99,14 +100,15 @@ def border_weights(parameters: ExitParameters) -> torch.Tensor:
 
 
 def fold_borders(weight: torch.Tensor) -> torch.Tensor:
-    """A filter [K, 3, R, R] for each border class of the pixel, [R, R, K, 3, R, R]; see `border_weights`."""
+    """The filter [K, 3, R, R] for each border class of the pixel, [R, R, K, 3, R, R] (see `border_weights`)."""
     folds = _folds(weight.shape[2]).to(weight.dtype)
     # It is computed with a matrix for each class of rows and columns.
     return torch.einsum("iur,kcrs,jvs->ijkcuv", folds, weight, folds)
 
 
 def _folds(kernel: int) -> torch.Tensor:
-    """[class, tap, tap]: the taps of the whole kernel (last axis) that a tap at a border stands for."""
+    """A matrix for each border class, [class, tap, tap]: which taps of the whole kernel (last axis) are added to a tap at a
+    border."""
     pad = kernel // 2
     folds = torch.zeros(kernel, kernel, kernel)
     for position in range(kernel):
@@ -120,8 +122,8 @@ def _folds(kernel: int) -> torch.Tensor:
 
 
 def exit_output(parameters: ExitParameters, x: torch.Tensor) -> torch.Tensor:
-    """The output of the filter for pixels, floats [N, 3, H, W] -> [N, 3, scale*H, scale*W]. Beyond its ends the picture repeats its
-    outermost pixels."""
+    """The output of the filter, [N, 3, scale*H, scale*W], for pixels x, floats [N, 3, H, W]. Beyond its ends the picture repeats
+    its outermost pixels."""
     pad = parameters.kernel // 2
     y = F.conv2d(F.pad(x, [pad] * 4, mode="replicate"), parameters.weight.to(x) / parameters.unit, parameters.bias.to(x))
     return F.pixel_shuffle(y, parameters.scale)

@@ -13,16 +13,16 @@ SOBEL_X = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
 
 def as_colours(x: torch.Tensor) -> torch.Tensor:
-    """Images of three channels for the image measure, from images [N, C, H, W]: these themselves where C is 3, else [N, 3, H, W]
-    whose channels are all the mean of the C channels."""
+    """Images of three channels for the image measure, from images [N, C, H, W]. Where C is 3 they are returned as they are. Else
+    each of the three channels is the mean of the C channels."""
     return x if x.shape[1] == 3 else x.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
 
 
 def image_measure(x: torch.Tensor) -> torch.Tensor:
-    """Detail of each image: the mean |Sobel gradient| of its luma over both directions and all pixels, times 1000.
+    """How much detail each image has: the mean |Sobel gradient| of its luma over both directions and all pixels, times 1000.
 
-    x: [N, 3, H, W] float in 0..255, or of any range and other numbers of channels (`as_colours`): thresholds are calibrated in the
-    same units. Returns [N] of the same dtype, 0 for a flat image. Borders are replicated.
+    x: floats [N, 3, H, W] in 0..255. Images of a traced network may have any range and number of channels (`as_colours`), because
+    thresholds are calibrated in the same units. Returns [N] of the same dtype, 0 for a flat image. Borders are replicated.
     """
     x = as_colours(x)
     luma = F.conv2d(x / 255, torch.tensor(LUMA, dtype=x.dtype).to(x.device).view(1, 3, 1, 1))
@@ -32,10 +32,10 @@ def image_measure(x: torch.Tensor) -> torch.Tensor:
 
 
 def measure_images(x: torch.Tensor) -> torch.Tensor:
-    """`image_measure` of [N, 3, H, W] in 0..255, float32 [N], equal to it up to the rounding of its sums.
+    """The image measure, float32 [N], of images [N, 3, H, W] in 0..255. It equals `image_measure` up to the rounding of sums.
 
-    On a CPU it runs in numpy. Torch's own threads keep a core busy for a while after every operation they share, which slowed the
-    kernels that follow by a third, more than the measure is worth.
+    On a CPU it runs in numpy, because torch's threads keep a core busy for a while after every operation that they share. This
+    slowed the kernels that follow by a third.
     """
     if x.device.type != "cpu":
         return image_measure(x)
@@ -53,9 +53,10 @@ def _measure(image: np.ndarray) -> float:
 
 
 def image_offsets(measure: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
-    """Bits that an image gets more or less: -1 below `lower`, +1 above `upper`, 0 between and on either threshold.
+    """The bits that an image gets more or less, int32 [N]: -1 where its measure lies below `lower`, +1 where it lies above `upper`,
+    and 0 between them and on either threshold.
 
-    measure: [N]. lower, upper: one element each. Returns int32 [N].
+    measure: [N]. lower, upper: one element each.
     """
     return (measure > upper).to(torch.int32) - (measure < lower).to(torch.int32)
 
@@ -71,8 +72,9 @@ def soft_image_offsets(measure: torch.Tensor, lower: torch.Tensor, upper: torch.
 
 
 def bits_by_rule(rules: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Bits of each layer's codes for each image, int32 [L, N]: clamp(base + follows * offset, 2, 8).
+    """The bits of each layer's codes for each image, int32 [L, N]: clamp(base + follows * offset, 2, 8).
 
-    rules: int32 [L, 2], the pair (base, follows) of each layer; follows is 1 where the image decides, else 0. offsets: int32 [N].
+    rules: the pair (base, follows) of each layer, int32 [L, 2], where follows is 1 if the image decides and else 0. offsets: the
+    bits that each image gets more or less, int32 [N].
     """
     return (rules[:, :1] + rules[:, 1:] * offsets).clamp(MIN_BITS, MAX_BITS)

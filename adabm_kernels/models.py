@@ -1,4 +1,4 @@
-"""Models by name: those that come with the package, files of others, and how a loaded one is set."""
+"""Finds models by the names of built-in models or by the paths of files, and applies settings to loaded models."""
 
 # The package imports a function from here eagerly, so nothing heavy may be imported at the top.
 from __future__ import annotations
@@ -20,25 +20,25 @@ _ASSETS = Path(__file__).parent / "assets"
 
 
 def builtin_models() -> dict[str, Path]:
-    """Names of the models shipped with the package and where their files are."""
+    """The models that come with the package: the path of each one's file, by name."""
     return {path.stem: path for path in sorted(_ASSETS.glob("*.safetensors"))}
 
 
 def figures_path() -> Path:
-    """The figures of the built-in models, JSON by name."""
+    """The path of the figures of the built-in models, a JSON file with an entry for each name."""
     return _ASSETS / "figures.json"
 
 
 def load_model(name_or_path: str | os.PathLike) -> ConvertedNetwork:
-    """The converted model with a built-in name or at a path. FileNotFoundError says which names there are."""
+    """Loads the converted model with a built-in name or at a path. Raises FileNotFoundError, which says which names there are."""
     from .checkpoint import load
 
     return load(model_path(name_or_path))
 
 
 def model_path(name_or_path: str | os.PathLike) -> Path:
-    """The file of the model with a built-in name or at a path. FileNotFoundError says which names there are, and which one is
-    nearest."""
+    """The file of the model with a built-in name or at a path. Raises FileNotFoundError, which says which names there are and which
+    one is nearest."""
     builtin = builtin_models()
     path = builtin.get(os.fspath(name_or_path), Path(name_or_path))
     if not path.is_file():

@@ -1,4 +1,5 @@
-"""Loads the C libraries in `_lib/` with ctypes: struct layouts, ABI check, status to exception. Nothing is loaded at import."""
+"""Loads the C libraries in `_lib/` with ctypes, checks their ABI, and turns the status of a call into an exception. Importing this
+module loads none of them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ INVALID_ARGUMENT, UNSUPPORTED = 1, 2  # ADABM_* values of adabm_status
 PACKED_X, PACKED_Y = 1, 2
 MAX_THREADS = 256  # the most threads of the CPU library
 MAX_TARGETS = 16  # the most targets of one quantisation
-MEASURE_BYTES = 512  # bytes of workspace for each image
+MEASURE_BYTES = 512  # the bytes of workspace that the image measure needs for each image
 KERNELS = {"resident": 0, "staged": 1, "resblock": 2}  # kernels of compute capability 9.0 that have configurations to choose among
 
 
@@ -295,7 +296,7 @@ def isa_chosen() -> str:
 
 
 def peak(isa_name: str, threads: int) -> float:
-    """Multiply-accumulates a second that the products of an instruction set reach where nothing else hinders them.
+    """How many multiply-accumulates a second the products of an instruction set reach where nothing else hinders them.
 
     isa_name: one of ISAS. threads: 1..MAX_THREADS. Raises ValueError for other threads, RuntimeError for an instruction set that
     cannot run here and for "scalar", which has no products of its own.
@@ -318,9 +319,9 @@ def planning_isa() -> str:
 
 def kernel_configs(kernel: str) -> list[dict[str, int]]:
     """The configurations of a kernel of KERNELS (adabm_config_cuda), each with tile_height and tile_width in pixels, stages,
-    middles, tensor_copies.
+    middles and tensor_copies.
 
-    `Conv2dArgs.config` gives the number of one, counted from 1. Raises RuntimeError where the CUDA library was not built.
+    `Conv2dArgs.config` is the number of a configuration, counted from 1. Raises RuntimeError where the CUDA library was not built.
     """
     found: list[dict[str, int]] = []
     config = KernelConfig(count=1)

@@ -13,12 +13,18 @@ from .quantize import MAX_BITS, MIN_BITS, PLAIN, WEIGHT_GRIDS, Geometry, act_gri
 class ConvParameters:
     """A calibrated convolution, as checkpoints hold it.
 
-    codes: int8 [K, C / groups, R, S], k' of quantize.weight_codes. weight_upper: float32 [1] or [K], the weight's range, above 0.
-    weight_grid: "odd" or "signed", which integers the codes stand for (quantize.weight_integers).
-    bias: float32 [K]. lower, upper: range of the input, two different float32 values whose grids float32 holds. act_bits: base
-    bits, 2..8. layer_offset: -1, 0 or 1.
-    adaptive: whether offsets apply. weight_bits: 2..8. input_shift: float32 [C] or None, what was added to each channel of the
-    input after the range was taken: the codes are those of the input without it. digits: 8-bit codes of the input, 1 or 2.
+    codes: the codes k' of the weights (quantize.weight_codes), int8 [K, C / groups, R, S].
+    weight_bits: the bits of the weights, 2..8.
+    weight_upper: the range of the weights, float32 [1] or [K], above 0.
+    weight_grid: "odd" or "signed", which says the integers that the codes stand for (quantize.weight_integers).
+    bias: float32 [K].
+    lower, upper: the range of the input, two different float32 values whose grids float32 holds.
+    act_bits: the base bits, 2..8.
+    layer_offset: the offset of the layer, -1, 0 or 1.
+    adaptive: whether the offsets of images and of the layer apply.
+    input_shift: the value that was added to each channel of the input after the range was taken, float32 [C], or None. The codes
+        are those of the input without it.
+    digits: how many 8-bit codes hold a value of the input, 1 or 2.
     geometry: stride, dilation, groups and padding.
 
     Raises ValueError naming the field, its rule and the value.
@@ -76,7 +82,7 @@ class ConvParameters:
 
     @property
     def bit_range(self) -> tuple[int, int]:
-        """Fewest and most bits that an image's codes can have here when images decide."""
+        """The fewest and the most bits that the codes of an image can have here when images decide about bits."""
         if not self.adaptive:
             return self.act_bits, self.act_bits
         base = self.act_bits + self.layer_offset

@@ -1,9 +1,11 @@
-"""Number grids and layouts in plain torch: the written form of what every kernel computes with (docs/numerics.md).
+"""Number grids and layouts in plain torch. They define the numbers that every kernel computes with (docs/numerics.md).
 
-Activations: `bits` bits, codes q in 0 .. 2^bits-1, value lower + step * q with step = (upper - lower) / (2^bits - 1).
+An activation of `bits` bits has a code q in 0 .. 2^bits-1 and the value lower + step * q, where step = (upper - lower) /
+(2^bits - 1).
 Weights lie on one of two grids, each with int8 codes k':
-  "odd" (AdaBM, eq. 1, symmetric range): integers m = 2k' + 1, value m * upper / (2^bits - 1), zero absent;
-  "signed": integers m = k' in -2^(bits-1) .. 2^(bits-1)-1, value m * upper / (2^(bits-1) - 1), zero present, half as wide.
+  "odd" (AdaBM, eq. 1, symmetric range) has the integers m = 2k' + 1 with the values m * upper / (2^bits - 1), and no zero;
+  "signed" has the integers m = k' in -2^(bits-1) .. 2^(bits-1)-1 with the values m * upper / (2^(bits-1) - 1), and a zero. Its
+  integers are half as wide.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ Bound = TypeVar("Bound", torch.Tensor, float)
 
 MIN_BITS, MAX_BITS = 2, 8
 WEIGHT_GRIDS = ("odd", "signed")
-MIN_FRACTION, MAX_FRACTION = -16, 24  # fractions of features of 16 bits, whose powers of two scale every float32 of use exactly
-MOST_FIXED = 2**15 - 1  # largest magnitude of an int16 feature
-MOST_FLOAT32 = 2.0**128 - 2.0**104  # largest finite float32
-CODE_CHANNELS = 4  # code tensors [N, H, W, C] hold C rounded up to a multiple of this: one 32-bit operand of a dot product
+MIN_FRACTION, MAX_FRACTION = -16, 24  # the fractions of int16 features: their powers of two scale every float32 of use exactly
+MOST_FIXED = 2**15 - 1  # the largest magnitude of an int16 feature
+MOST_FLOAT32 = 2.0**128 - 2.0**104  # the largest finite float32
+CODE_CHANNELS = 4  # the channels of code tensors are rounded up to a multiple of this, one 32-bit operand of a dot product
 
 
 def round_ste(x: torch.Tensor) -> torch.Tensor:
@@ -31,7 +33,7 @@ def round_ste(x: torch.Tensor) -> torch.Tensor:
 
 
 def to_pixels(y: torch.Tensor) -> torch.Tensor:
-    """Floats in the units of pixels as uint8 of the same shape, clamped to 0..255 and rounded half to even."""
+    """Floats in the units of pixels as pixels, uint8 of the same shape: clamped to 0..255 and rounded half to even."""
     return y.clamp(0, 255).round_().to(torch.uint8)
 
 
@@ -105,7 +107,7 @@ def fake_quantize_act(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor,
 
 
 def rest_range(lower: Bound, upper: Bound) -> Bound:
-    """Half a step of the 8-bit grid: what codes leave of the values in lower..upper lies between minus this and this."""
+    """Half a step of the 8-bit grid. A value in lower..upper differs by at most this from the value of its code."""
     return (upper - lower) / (2 * (2**MAX_BITS - 1))
 
 
@@ -154,13 +156,15 @@ def weight_codes(weight: torch.Tensor, upper: torch.Tensor, bits: int, grid: str
 
 
 def weight_integers(codes: torch.Tensor, grid: str = "odd") -> torch.Tensor:
-    """m as int16: 2k' + 1 on the odd grid, k' itself on the signed one. Raises as `weight_step`."""
+    """The integers m of weights, int16, from their codes k': 2k' + 1 on the odd grid, k' on the signed grid. Raises as
+    `weight_step`."""
     _check_grid(grid)
     return codes.to(torch.int16) * 2 + 1 if grid == "odd" else codes.to(torch.int16)
 
 
 def act_grid(lower: float, upper: float) -> torch.Tensor:
-    """float32 [7, 2]: for bits 2..8, the pair (scale, offset) that turns a value x into its unrounded code scale * x + offset.
+    """The grid of a range, float32 [7, 2]. For each of 2..8 bits it has the pair (scale, offset) that turns a value x into its
+    unrounded code scale * x + offset.
 
     scale = (2^bits - 1) / (upper - lower) and offset = -lower * scale, each rounded once from float64. Raises ValueError unless
     lower < upper and both are finite, and where a pair is not finite in float32.
@@ -177,7 +181,7 @@ def act_grid(lower: float, upper: float) -> torch.Tensor:
 
 
 def act_steps(lower: float, upper: float) -> torch.Tensor:
-    """float64 [7]: the step of the grid for bits 2..8."""
+    """The step of the grid for each of 2..8 bits, float64 [7]."""
     levels = torch.tensor([2.0**b - 1 for b in range(MIN_BITS, MAX_BITS + 1)], dtype=torch.float64)
     return (float(upper) - float(lower)) / levels
 
@@ -188,17 +192,17 @@ def padded_channels(channels: int) -> int:
 
 
 def storage_bits(bits: int) -> int:
-    """Bits that a code of `bits` bits takes where codes are packed: 2 for 2, 4 for 3 and 4, 8 for 5..8."""
+    """How many bits a code of `bits` bits takes where codes are packed: 2 for 2, 4 for 3 and 4, and 8 for 5..8."""
     return 2 if bits <= 2 else 4 if bits <= 4 else 8
 
 
 def packed_pitch(channels: int, bits: int) -> int:
-    """Bytes from one pixel to the next in an image of packed codes: a multiple of 4."""
+    """The number of bytes from one pixel to the next in an image of packed codes, a multiple of 4."""
     return -(-padded_channels(channels) * storage_bits(bits) // 32) * 4
 
 
 def pack_codes(codes: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Codes as they are stored where several share a byte: uint8 [N, H, W, C4] becomes a buffer of the same shape.
+    """Packs codes, uint8 [N, H, W, C4], as they are stored where several share a byte: into a buffer of the same shape.
 
     Image n begins at byte n * H * W * C4 whatever its bits. Its pixel p lies at p * packed_pitch(C4, bits[n]) from there, and byte
     i of a pixel holds channels i * k .. i * k + k - 1 from the low bits up, where k = 8 / storage_bits(bits[n]). The bytes of a
@@ -247,7 +251,7 @@ class Axis:
 
     @property
     def extent(self) -> int:
-        """Pixels from the first tap to the last one."""
+        """The number of pixels from the first tap to the last one, both included."""
         return self.dilation * (self.kernel - 1) + 1
 
     @property
@@ -378,7 +382,8 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def shuffle_order(outputs: int, factor: int) -> torch.Tensor:
-    """Index that brings torch's PixelShuffle order c * r^2 + sub-pixel into the stored one, sub-pixel * C + c."""
+    """The index that brings outputs from torch's PixelShuffle order, c * r^2 + sub-pixel, into the stored order, sub-pixel * C +
+    c."""
     return torch.arange(outputs).view(outputs // factor**2, factor**2).T.reshape(-1)
 
 
@@ -389,10 +394,11 @@ def border_class(position: int, size: int, pad: int) -> int:
 
 
 def valid_tap_sums(weights: torch.Tensor, geometry: Geometry = PLAIN) -> torch.Tensor:
-    """Sum of the weights whose taps fall inside the image, per border class.
+    """The sum of the weights whose taps fall inside the image, for each border class.
 
-    weights: [K, C, R, S], integers or float64; C those of a group. Returns int64 or float64 [classes of rows, classes of columns,
-    K], indexed by `Axis.border_class`; class [0, 0] is the interior. Plain geometry: [(R//2 + 1)^2, (S//2 + 1)^2, K].
+    weights: [K, C, R, S], integers or float64, where C is the number of channels of a group. Returns int64 or float64 [classes of
+    rows, classes of columns, K], indexed by `Axis.border_class`. Class [0, 0] is the interior. For a plain geometry this is
+    [(R//2 + 1)^2, (S//2 + 1)^2, K].
     """
     taps = weights.sum(1, dtype=torch.float64 if weights.is_floating_point() else torch.int64)
     rows, cols = (
@@ -410,11 +416,12 @@ def conv_tables(
     steps: torch.Tensor,
     geometry: Geometry = PLAIN,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tables by which accumulators become floats (docs/numerics.md, epilogue): float64, to be rounded once to float32.
+    """The tables by which accumulators become floats (docs/numerics.md, epilogue), in float64. They are later rounded once to
+    float32.
 
-    integers: the m of the weights, [K, C / groups, R, S]. w_step: the value of the integer 1, float64 [K]. bias: float64 [K].
-    lower: where the range of the input begins, a number, or float64 [C] (of one group) or [K, C / groups] where that differs from
-    channel to channel. steps: the step of the input's codes for 2..8 bits, float64 [7] (`act_steps`).
+    integers: the integers m of the weights, [K, C / groups, R, S]. w_step: the value of the integer 1, float64 [K]. bias: float64
+    [K]. lower: the lower end of the input's range, as a number or, where it differs from channel to channel, float64 [C] for one
+    group or [K, C / groups]. steps: the step of the input's codes for each of 2..8 bits, float64 [7] (`act_steps`).
 
     Returns alpha [7, K] and beta [classes of rows, classes of columns, K], indexed by `Axis.border_class`: the result is
     acc * alpha + beta.

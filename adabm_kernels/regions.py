@@ -59,8 +59,8 @@ def flat_length(images: int, height: int, width: int, tile: int, top: int = 0, l
 
 
 def as_tiles(flat: torch.Tensor, images: int, height: int, width: int, tile: int, top: int = 0, left: int = 0) -> torch.Tensor:
-    """[N, rows, columns] from flat depths [`flat_length`], which hold the depths one after the other and then a 0 that belongs to
-    no tile."""
+    """The depths of tiles, [N, rows, columns], from flat depths [`flat_length`]. These hold the depths one after the other and then
+    a 0 that belongs to no tile."""
     return flat[:-1].view(images, tiles_of(height, tile, top), tiles_of(width, tile, left))
 
 

@@ -1,10 +1,12 @@
-"""What importing the package leaves with Python's import: the operators for torch, and the old names of modules.
+"""The hooks that importing the package leaves in Python's import. They register the operators with torch, and find modules by their
+old names.
 
-The operators are there as soon as this package and torch are both imported, in whatever order; the package loads no torch.
+The operators are there as soon as this package and torch are both imported, in either order. The package itself does not load
+torch.
 
-A program that torch.export or AOTInductor wrote names its operators only: `import adabm_kernels` must be all that a process needs
-to run one. torch has no hook of the kind but its entry points `torch.backends`, which would load the package into every process
-that imports torch.
+A program that torch.export or AOTInductor wrote names its operators only, so `import adabm_kernels` must be all that a process
+needs to run one. The only hook of this kind in torch is its entry points `torch.backends`, which would load the package into every
+process that imports torch.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ PACKAGE = __package__
 OPERATORS = f"{PACKAGE}.ops"
 
 
-# The modules of version 0.1.0 that have another place since, each with where its names are now. The next version drops them.
+# The modules of version 0.1.0 that have moved since, each with the modules in which its names are now. The next version drops them.
 MOVED = {
     **{name: (f"upscaling.{name}",) for name in ("batch", "enlarge", "flat", "interpolation", "picture", "pixels")},
     **{name: (f"upscaling.{name}",) for name in ("resampling", "sizes", "smooth", "windows")},
@@ -40,12 +42,13 @@ MOVED = {
 
 
 def keep_old_names() -> None:
-    """Let the old names of modules be imported, with a DeprecationWarning; they are looked for when nothing else was found."""
+    """Lets modules be imported by their old names, with a DeprecationWarning. Old names are looked for when nothing else was
+    found."""
     sys.meta_path.append(_OldNames())
 
 
 def register_with_torch() -> None:
-    """Register `torch.ops.adabm.*` where torch is loaded, else when it will have been."""
+    """Registers `torch.ops.adabm.*`: at once where torch is loaded, and otherwise as soon as it has been loaded."""
     hook = _Hook()
     sys.meta_path.insert(0, hook)
     if hook.may_leave():
@@ -53,28 +56,31 @@ def register_with_torch() -> None:
 
 
 class _Hook(MetaPathFinder):
-    """Finds no module; registers the operators behind torch's own import or, where a module that they need is itself being imported
-    then, at the next import of anything."""
+    """A hook that finds no module, but registers the operators after torch's own import. Where a module that they need is itself
+    being imported at that time, it registers them at the next import of anything."""
 
     def __init__(self) -> None:
-        self._taken = threading.Lock()  # by the one import that registers; never released
+        self._taken = threading.Lock()  # The one import that registers takes this lock, and never releases it.
 
     def may_leave(self) -> bool:
-        """True once, where torch and all modules of the package that are there have been loaded; the hook is then taken away."""
+        """Takes the hook away and returns True if torch is loaded and no module of the package is still being loaded. It returns
+        True only once."""
         own = [name for name in list(sys.modules) if name.startswith(f"{PACKAGE}.")]
         if "torch" not in sys.modules or any(map(_loading, ["torch", *own])) or not self._taken.acquire(blocking=False):
             return False
-        # A new list: imports that are going through the old one, this one among them, would miss the finder behind the hook.
+        # The list is made anew, because imports that are going through the old one, this one among them, would otherwise miss the
+        # finder behind the hook.
         sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
         return True
 
     def register(self) -> None:
-        """Now, where it can be, behind an import of something else, which an error of this package must not break."""
+        """Registers the operators if it can be done now. It runs within an import of something else, which an error of this package
+        must not break."""
         if not self.may_leave():
             return
         try:
             importlib.import_module(OPERATORS)
-        except Exception as error:  # whatever it is: what needs the operators imports the same module and raises it again
+        except Exception as error:  # any error: code that needs the operators imports the same module, which raises it again
             text = f"{PACKAGE}: torch.ops.adabm is missing, as {OPERATORS} cannot be imported: {type(error).__name__}: {error}"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
@@ -100,9 +106,9 @@ class _ThenRegister(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         spec: Any = module.__spec__
-        module.__loader__ = spec.loader = self._loader  # nothing of this stays
+        module.__loader__ = spec.loader = self._loader  # nothing of this loader stays in the module
         self._loader.exec_module(module)
-        spec._initializing = False  # all of it has been executed
+        spec._initializing = False  # because all of the module's code has been executed
         self._hook.register()
 
     def __getattr__(self, name: str) -> Any:
@@ -115,7 +121,7 @@ def _loading(name: str) -> bool:
 
 
 class _OldNames(MetaPathFinder, Loader):
-    """Finds modules by their old names: such a module has nothing of its own and hands on the names of those in its place."""
+    """Finds modules by their old names. Such a module has no names of its own and hands on those of the modules in its place."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         package, _, old = name.rpartition(".")

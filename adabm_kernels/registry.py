@@ -1,4 +1,4 @@
-"""Chooses the backend that computes: Problem -> Choice, with the reason why each other one was passed over."""
+"""Chooses the backend that computes a Problem. The Choice gives the reason why each of the other backends was passed over."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .backends.counted import ConvShape
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to run. device: the device that holds the tensors, "cpu", "cuda:1", or "cuda" for the current card. The convolution
-    is None for all other work."""
+    """The work for which a backend is chosen. device: the device that holds the tensors, "cpu", "cuda:1", or "cuda" for the current
+    card. conv: the shape of the convolution, None for all other work."""
 
     device: str
     conv: ConvShape | None = None
@@ -45,9 +45,10 @@ def check_device(device: str) -> None:
 
 
 def _why_not(backend: str, device: str | None, asked: bool = False) -> str:
-    """Why `backend` cannot compute on tensors of `device` (None: on any); empty where it can.
+    """Why `backend` cannot compute on tensors of `device`, or on any device where that is None; empty where it can.
 
-    asked: whether it was asked for by name, not as "auto". A GPU backend may then be set before the model moves to the GPU.
+    asked: whether the backend was asked for by name and not as "auto". A GPU backend may then be set before the model moves to the
+    GPU.
     """
     if asked and backend in GPU_BACKENDS and device == "cpu":
         device = None
@@ -77,14 +78,14 @@ def _warn_slow(reason: str) -> None:
 
 
 def _asked_for(backend: str) -> tuple[str, str]:
-    """The backend to use, and what named it: where ADABM_BACKEND is set, "auto" leaves the choice to it."""
+    """Two values: the backend to use, and the place where it was named. If ADABM_BACKEND is set, "auto" stands for its value."""
     variable = os.environ.get("ADABM_BACKEND")
     return (variable, "ADABM_BACKEND") if backend == "auto" and variable else (backend, "backend")
 
 
 def device_for(backend: str) -> str | None:
-    """The type of device that a backend computes on which is asked for by name, also by ADABM_BACKEND. None where any device will
-    do or "auto" decides."""
+    """The type of the device on which a backend computes, where it is asked for by name or by ADABM_BACKEND. None where any device
+    will do or "auto" decides."""
     backend, _ = _asked_for(backend)
     if backend in GPU_BACKENDS:
         return "cpu" if backend == "triton" and cards.interpreting() else "cuda"
@@ -133,7 +134,7 @@ def _choose_by_shape(device: str, shape: ConvShape) -> Choice:
         times = {name: counted.clocks(name, capability, shape) for name in GPU_BACKENDS}
         figures = {name: counted.described(name, capability, shape) for name in GPU_BACKENDS}
         basis, unit = "counted, not measured", "clocks of a multiprocessor a pixel"
-    best = min(GPU_BACKENDS, key=times.__getitem__)  # where both take as long, the one that compiles nothing at its first call
+    best = min(GPU_BACKENDS, key=times.__getitem__)  # where both take the same time, the one that compiles nothing first
     (other,) = set(GPU_BACKENDS) - {best}
     place = f"{shape}, on compute capability {major}.{minor}"
     return Choice(best, {other: f"{place}: {figures[other]} against {figures[best]} {unit} by {best}, {basis}"})

@@ -1,4 +1,4 @@
-"""Upscale pictures, arrays, tensors and files with a converted model, of any size."""
+"""Upscales pictures, arrays, tensors and files of any size with a converted model."""
 
 # The package imports its functions from here eagerly, so that `upscale` is the function and not this module. Nothing heavy may
 # therefore be imported at the top.
@@ -52,32 +52,42 @@ def upscale(
     fit: tuple[int, int] | None = None,
     **cutting: Any,
 ) -> Any:
-    """Upscale one picture (or a batch of tensors) to `model.scale` times its size, or another, and return the same kind of thing.
+    """Upscales one picture, or a batch of tensors, to `model.scale` times its size or to another size. Returns the result in the
+    form of the input, and a Pillow image for a path.
 
-    image: path of a picture file (docs/images.md) of 8 bits per channel -> Pillow image; Pillow image -> Pillow image; NumPy
-        uint8 or uint16 [H, W] or [H, W, C] with C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA -> the same; floating torch tensor
-        [3, H, W] or [N, 3, H, W] in 0..255 -> the same dtype and device, clamped to 0..255; one within 0..1 is warned of.
-        Colours with transparency are upscaled as they are seen, multiplied by their alpha; a grey picture stays grey. Pillow images
-        get the colour profile, the resolution, EXIF and XMP of the file or image, as info["icc_profile"], info["dpi"], info["exif"]
-        and info["xmp"]; Pillow writes the profile into PNG by itself, and the others when `save` is given them.
-    model: name of a built-in model (`builtin_models()`), path of a converted model, or a module from `load` or
-        `convert_model`. A name or path is loaded anew in every call: load once and pass the module for many pictures.
-    bits: "auto" (decided per patch and layer) or 2..8 for all adaptive layers. depth: "auto" (no residual blocks in the tiles of a
-        picture that are easy, where the model has an exit for them), "full" or the number of the network's blocks for all blocks
-        everywhere, 0 for none anywhere. backend: "auto" or a backend's name. device: of torch, such as "cuda". threads: CPU
-        threads, at least 1. graph: True or False, whether on a CUDA device forward passes are recorded and replayed as CUDA graphs;
-        left out, a shape is recorded when it comes the third time, where that works. These six, when given, are set on the module
-        and stay; None leaves them as they are ("auto" for a freshly loaded model).
-    progress: called with (windows done, windows in all, "upscaling"). record: a list that is given every window (Patch) of a
-        picture, not of tensors, and not of what the network makes of its own output.
-    scale, width, height, fit: another size than the model's, by `sizes.Size`: scale=1.5, width=1920 or height=1080 in the
-        picture's shape, both for exactly this size, or fit=(1920, 1080) for the largest that fits in. What the network makes is
-        resampled by a bicubic filter, and given to the network again first where more than a quarter is missing (docs/images.md).
-    cutting: tile, halo, protocol, tta, max_memory and smooth of `patchwise.Patchwise`, how a large picture is cut into windows, and
-        whether its smooth areas are interpolated; max_memory not for tensors, whose smooth areas are always the network's.
+    image: the picture, in one of these forms:
+        - the path of a picture file of 8 bits per channel (docs/images.md), or a Pillow image. The result gets the colour profile,
+          the resolution, EXIF and XMP of the input, as info["icc_profile"], info["dpi"], info["exif"] and info["xmp"]. Pillow
+          writes the profile into PNG by itself, and the others when `save` is given them.
+        - a NumPy array, uint8 or uint16, [H, W] or [H, W, C], with C = 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGBA.
+        - a floating torch tensor [3, H, W] or [N, 3, H, W] in 0..255. The result has the same dtype and device and is clamped to
+          0..255. A tensor whose values all lie within 0..1 brings a warning.
+        Colours with transparency are upscaled as they are seen, multiplied by their alpha. A grey picture stays grey.
+    model: the name of a built-in model (`builtin_models()`), the path of a converted model, or a module from `load` or
+        `convert_model`. A name or path is loaded anew in every call, so for many pictures load once and pass the module.
+    bits: "auto", by which every window and layer gets bits of its own, or 2..8 for all adaptive layers.
+    depth: "auto" leaves out the residual blocks in the easy tiles of a picture, where the model has an exit for them. "full", or
+        the number of the network's blocks, computes all blocks everywhere, and 0 computes none anywhere.
+    backend: "auto" or the name of a backend.
+    device: a device of torch, such as "cuda".
+    threads: the number of CPU threads, at least 1.
+    graph: whether forward passes on a CUDA device are recorded and replayed as CUDA graphs. If it is left out, a shape is recorded
+        when it comes the third time, where that works.
+        The six settings from bits to graph stay set on the module when they are given. None leaves a setting as it is, which is
+        "auto" for a freshly loaded model.
+    progress: a function that is called with (windows done, windows in all, "upscaling").
+    record: a list to which every window of a picture is appended as a Patch. Windows of tensors, and windows of further passes over
+        the network's own output, are not appended.
+    scale, width, height, fit: the size of the result where it is not the model's own (`sizes.Size`). scale=1.5, width=1920 or
+        height=1080 keep the shape of the picture, width and height together give exactly this size, and fit=(1920, 1080) gives the
+        largest size that fits into it. A bicubic filter resamples the network's output to this size; where the output lacks more
+        than a quarter of it, the network first enlarges its output again (docs/images.md).
+    cutting: tile, halo, protocol, tta, max_memory and smooth of `patchwise.Patchwise`. They say how a large picture is cut into
+        windows and whether its smooth areas are interpolated. Tensors take no max_memory, and their smooth areas are always
+        computed by the network.
 
-    Threads may call it at once with one module, as long as they ask for the same settings. Raises TypeError and ValueError for
-    unsupported input, OSError for a file that cannot be opened, RuntimeError for a backend that cannot run here.
+    Several threads may call it at once with one module, as long as they ask for the same settings. Raises TypeError and ValueError
+    for unsupported input, OSError for a file that cannot be opened, and RuntimeError for a backend that cannot run here.
     """
     check_settings(bits, threads, depth)
     size = Size(scale, width, height, fit)
@@ -95,13 +105,15 @@ def upscale_many(
     in_flight: int | None = None,
     **settings: Any,
 ) -> Iterator[Any]:
-    """`upscale` for any number of images, in their order; the next one is read while one is computed.
+    """Yields the result of `upscale` for each of any number of images, in their order. The next image is read while one is
+    computed.
 
-    progress: called with (images done, images in all or None where they cannot be counted). settings: those of `upscale`.
-    in_flight: how many are computed at once, at least 1, each by a thread and on a CUDA device on a stream with buffers (and
-    graphs) of its own. None: 2 on a CUDA device, unless max_memory bounds the memory or running thresholds make an image depend on
-    those before it, else 1.
-    An image that cannot be taken raises when its turn comes.
+    progress: a function that is called with (images done, images in all). The second is None where the images cannot be counted.
+    settings: the settings of `upscale`.
+    in_flight: how many images are computed at once, at least 1. Each has a thread of its own and, on a CUDA device, a stream with
+    its own buffers and graphs. None stands for 2 on a CUDA device, unless max_memory bounds the memory or running thresholds make
+    an image depend on the images before it, and else for 1.
+    The error of an image that cannot be read or is not supported is raised when its turn comes.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -128,7 +140,7 @@ def upscale_many(
 
 
 def _one_by_one(read: Callable[[], Future], network: Enlarger) -> Iterator[Any]:
-    """The images that `read` begins to read, until it gives _END, each upscaled on the calling thread."""
+    """Yields each image, upscaled on the calling thread. `read` begins to read the next image, and gives _END after the last."""
     coming = read()
     while (taken := coming.result()) is not _END:
         coming = read()
@@ -136,7 +148,7 @@ def _one_by_one(read: Callable[[], Future], network: Enlarger) -> Iterator[Any]:
 
 
 def _side_by_side(read: Callable[[], Future], network: Enlarger, lanes: list[Lane]) -> Iterator[Any]:
-    """The same with several pictures under way, one in each lane, on a thread of its own."""
+    """Yields what `_one_by_one` yields, but computes several images at once, one in each lane on a thread of its own."""
     from concurrent.futures import ThreadPoolExecutor
 
     def compute(coming: Future, lane: Lane) -> tuple[Lane, Any, Any]:
@@ -168,15 +180,18 @@ def upscale_file(
     progress: Callable[[int, int, str], None] | None = None,
     **settings: Any,
 ) -> Outcome:
-    """Upscale a file of any size into another, row by row: neither picture is ever held whole.
+    """Upscales a picture file of any size into another file, row by row: neither picture is ever held whole.
 
-    target: its suffix says the format (images.EXTENSIONS); it appears when complete, replacing what is there. 16 bits per channel
-    stay 16 where the format holds them. quality: 1..100, of JPEG and WebP. max_pixels: refuse a larger source (default:
-    images.MAX_PIXELS). strict: refuse a damaged source even where no row is missing, which is otherwise warned of. metadata: "keep"
-    or "strip", whether EXIF, XMP and IPTC go into the target. settings: those of `upscale`, its sizes among them; max_memory bounds
-    what the process holds.
-    Returns what was done: layout of the source, steps to the output's size, patches, mean_bits, seconds. Raises as `upscale` does,
-    and OSError when the target cannot be written.
+    target: the path of the result, whose suffix says the format (images.EXTENSIONS). The file appears when it is complete and
+        replaces an existing one. 16 bits per channel stay 16 where the format holds them.
+    quality: the quality of JPEG and WebP, 1..100.
+    max_pixels: the most pixels of a source; a larger one is refused. The default is images.MAX_PIXELS.
+    strict: whether every damaged source is refused. If False, one in which no row is missing only brings a warning.
+    metadata: "keep" writes EXIF, XMP and IPTC into the target, "strip" leaves them out.
+    settings: the settings of `upscale`, its sizes among them. max_memory bounds the bytes that the process holds.
+
+    Returns an Outcome with the layout of the source, the steps to the output's size, patches, mean_bits and seconds. Raises as
+    `upscale` does, and OSError when the target cannot be written.
     """
     from .images import EXTENSIONS, MAX_PIXELS, check_output
     from .images.writer import check_quality
@@ -214,7 +229,7 @@ def prepare(
     max_pixels: int | None = None,
     **cutting: Any,
 ) -> Enlarger:
-    """The model with these settings, ready for pictures of any size; see `upscale` and, for max_pixels, `upscale_file`."""
+    """The model with these settings, ready for pictures of any size. The arguments are those of `upscale` and `upscale_file`."""
     if unknown := [name for name in cutting if name not in _CUTTING]:
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}{did_you_mean(unknown[0], _SETTINGS)}")
     is_module = is_converted_module(model)
@@ -230,7 +245,7 @@ def prepare(
 
 
 def _take_size(settings: dict[str, Any]) -> Size:
-    """The size that keyword arguments ask for, taken out of them."""
+    """The size that keyword arguments ask for. The arguments that say it are removed from `settings`."""
     return Size(**{name: settings.pop(name, None) for name in ("scale", "width", "height", "fit")})
 
 
@@ -248,7 +263,8 @@ def _upscaled(taken: Any, network: Enlarger, progress: Any, record: list[Patch] 
 
 
 def _take(image: Any) -> tuple[np.ndarray, Layout, Callable[[np.ndarray], Any]] | torch.Tensor:
-    """Tell the kinds of input apart and check them: a tensor, or (rows [H, W, C], their layout, what makes the result of rows)."""
+    """Checks an input of any kind. Returns a tensor as it is, and for every other kind its rows [H, W, C], their layout, and a
+    function that turns the upscaled rows into the result."""
     from .images import Layout
 
     if isinstance(image, str | os.PathLike):
@@ -291,7 +307,7 @@ def _take(image: Any) -> tuple[np.ndarray, Layout, Callable[[np.ndarray], Any]] 
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
-    """[H, W, C] of an array of a picture."""
+    """The picture in a NumPy array as rows [H, W, C]. Raises ValueError for an array that is no picture."""
     import numpy as np
 
     rows = array[..., None] if array.ndim == 2 else array

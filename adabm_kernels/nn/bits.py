@@ -1,4 +1,4 @@
-"""Bits of images and layers, and thresholds of the image measure that follow the images they see."""
+"""Decides the bits of images and layers, by thresholds of the image measure that may follow the images of inference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .conv import AdaptiveConv2d
 
 
 class RunningThresholds(nn.Module):
-    """Image thresholds that follow the images of inference: running estimates of the two quantiles that calibration took.
+    """Image thresholds that follow the images of inference. They are running estimates of the two quantiles that calibration took.
 
     thresholds: the calibrated (lower, upper). percentile: the percentage of images below the lower and above the upper one
     (`ConvertConfig.image_percentile`). momentum: 0 leaves the thresholds as calibrated; the formula is in `set_running_thresholds`
@@ -48,8 +48,8 @@ class RunningThresholds(nn.Module):
         self.register_buffer("current", start.clone())  # a copy, because a compiled caller writes into this tensor
 
     def set(self, momentum: float, start: tuple[float, float] | None) -> None:
-        """Begins at `start`, or goes on from the present thresholds where that is None; momentum 0 goes back to the calibrated
-        ones.
+        """Sets the momentum and lets the thresholds begin at `start`, or at the present thresholds where that is None. Momentum 0
+        goes back to the calibrated thresholds.
 
         Raises ValueError for a start out of bounds.
         """
@@ -62,8 +62,8 @@ class RunningThresholds(nn.Module):
             self.momentum, self.current = momentum, (current if momentum else self.calibrated).clone()
 
     def offsets(self, measures: torch.Tensor, learn: bool) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N], from the measures [N]. Each image is judged by the thresholds that the
-        images before it left. learn: whether to keep the thresholds that these images leave."""
+        """The bits that each image gets more or less, int32 [N], from the measures [N]. Each image is judged by the thresholds that
+        the images before it left. learn: whether to keep the thresholds that these images leave."""
         if torch.compiler.is_compiling():  # a compiler knows no locks, and keeps only state that is written in place
             offsets, left = self._follow(measures)
             if learn:
@@ -123,8 +123,8 @@ class DecidesBits(nn.Module):
         raise NotImplementedError
 
     def set_bits(self, bits: str | int = "auto") -> None:
-        """Sets how bits are decided. "auto": every image and layer decides. 2..8: that many in all layers but the 8-bit ends.
-        Raises ValueError otherwise."""
+        """Sets how bits are decided. With "auto" every image and layer gets bits of its own. A number of 2..8 gives that many bits
+        to all layers except the ends, which have 8. Raises ValueError for any other value."""
         if bits != "auto" and (isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS):
             raise ValueError(f"set_bits: bits must be 'auto' or {MIN_BITS}..{MAX_BITS}, got {bits!r}")
         if bits != self._bits:
@@ -133,9 +133,10 @@ class DecidesBits(nn.Module):
             self._forget_graphs()
 
     def set_running_thresholds(self, momentum: float = 0.0, start: tuple[float, float] | None = None) -> None:
-        """Lets the image thresholds follow the images of inference; momentum 0 (the default) goes back to the calibrated ones.
+        """Lets the image thresholds follow the images of inference. Momentum 0, the default, goes back to the calibrated
+        thresholds.
 
-        Calibration sets the thresholds to the quantiles q = p and 1 - p of the measure over its images, p being
+        Calibration sets the thresholds to the quantiles q = p and q = 1 - p of the image measure over its images, where p is
         `config.image_percentile` / 100 (AdaBM, section 3.2). With a momentum above 0 every image that a forward pass sees, in the
         order of its batch, is judged by the thresholds as they stand, and then moves each threshold t, calibrated as t0, by
 
@@ -176,8 +177,8 @@ class DecidesBits(nn.Module):
         return 0.0 if self.thresholds is None else self._running.momentum
 
     def image_offsets(self, x: torch.Tensor, *, learn: bool = False) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N] of -1..1. learn: whether running thresholds follow, as in a forward
-        pass.
+        """The bits that each image gets more or less, int32 [N] of -1..1. learn: whether running thresholds follow the images, as
+        in a forward pass.
 
         Raises as `forward`.
         """
@@ -193,16 +194,16 @@ class DecidesBits(nn.Module):
         return image_offsets(measures, self.measure_lower, self.measure_upper)
 
     def _rules(self) -> torch.Tensor:
-        """int32 [L, 2], what measure.bits_by_rule takes, for the layers in the order they run."""
+        """The rules that image_bits.bits_by_rule takes, int32 [L, 2], for the layers in the order they run."""
         fixed = self._bits if self._bits != "auto" else None
         rules = [(fixed, 0) if fixed is not None and conv.name in self._counted else conv.bit_rule for conv in self._quantized()]
         return torch.tensor(rules, dtype=torch.int32, device="cpu")
 
     def _bit_table(self, x: torch.Tensor | None, learn: bool, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Bits of the input codes of every integer convolution, int32 [L, N]. They are data on the device that nothing on the host
-        waits for.
+        """The bits of the input codes of every integer convolution, int32 [L, N]. They are data on the device, for which nothing on
+        the host waits.
 
-        offset: that of the images where it is known, on any device.
+        offset: the bits that images get more or less, where they are known, on any device.
         """
         if offset is not None:
             return bits_by_rule(self.bit_rules, offset.to(self.bit_rules.device))
@@ -217,15 +218,15 @@ class DecidesBits(nn.Module):
         return dict(zip((conv.name for conv in self._quantized()), table.unbind(), strict=True))
 
     def layer_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each.
+        """The bits of the input codes of every integer convolution, by name in the order they run: int32 [N] each.
 
-        offset: int32 [N], the result of `image_offsets` for x, where it is known; x is then not looked at. Raises as `forward`.
+        offset: the result of `image_offsets` for x, int32 [N], where it is known. x may then be None. Raises as `forward`.
         """
         self._check(x if offset is None else None, offset)
         return self._by_name(self._bit_table(x, learn=False, offset=offset))
 
     def mean_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean activation bits over the convolutions of the body, float32 [N] (first, last and upsampler are not counted).
+        """The mean bits of each image over the counted convolutions, float32 [N]. The ends count only where there are no others.
 
         offset: see `layer_bits`.
         """

@@ -68,8 +68,8 @@ def _share_buffers(steps: Sequence[Step], lives: Lives) -> None:
 
 
 def _make_room(steps: Sequence[Step]) -> None:
-    """Has each buffer made as large as it will have to be at once. The first forward pass would otherwise hold outgrown buffers
-    besides."""
+    """Makes each buffer begin with the largest size that it will need. Otherwise the first forward pass would hold outgrown buffers
+    too."""
     stores = [held.store for step in steps for held in step.writes() if not held.store.fresh]
     most: dict[tuple[str, str], int] = {}  # by the buffer, and by the tensor that sizes derive from
     for store in stores:

@@ -45,10 +45,10 @@ Extent = tuple[str, int]  # the tensor that a tensor's rows and columns derive f
 class Layer:
     """An integer convolution in a network.
 
-    name: that of the tensor that it computes. inputs: the tensor that it reads and, where it has one, the residual. bits: the row
-    of its input's bits in the table of bits. place: where it computes. pairs: whether it runs in one piece with the layer before
-    it, as the second convolution of a residual block. clamp: bounds that its features are kept in. grid: the range of its input,
-    where that is asked for.
+    name: the name of the tensor that it computes. inputs: the tensor that it reads and, where it has one, the residual. bits: the
+    row of its input's bits in the table of bits. place: where it computes. pairs: whether it runs in one piece with the layer
+    before it, as the second convolution of a residual block. clamp: the bounds to which its features are clamped. grid: the range
+    of its input, where that is asked for.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Layer:
 class Source:
     """The network that is compiled: layers and float nodes in an order in which they can be computed.
 
-    x, outputs: names of the input and of the tensors that the network gives. channels: those of the tensors [N, C, H, W] that nodes
-    and the input give, as far as they are known. stream: the tensors that pass the residual blocks by. early: whether codes are
-    made as soon as features are there, for all layers that read them. easy: where the filter of easy tiles computes; None for a
-    network without one. read: by tensor, where it is read; a tensor that is missing here is read everywhere. sums: by each sum that
-    is a node, what it is in easy tiles.
+    x, outputs: the names of the input and of the tensors that the network gives. channels: the number of channels C of the tensors
+    [N, C, H, W] that nodes and the input give, by name, as far as it is known. stream: the tensors that pass the residual blocks
+    by. early: whether codes are made as soon as features are there, for all layers that read them. easy: where the filter of easy
+    tiles computes; None for a network without one. read: the place where a tensor is read, by name; a tensor that is missing here
+    is read everywhere. sums: for each sum that is a node, the tensor that it equals in easy tiles.
     """
 
     items: Sequence[Layer | Node]
@@ -87,17 +87,17 @@ class Source:
     sums: Mapping[str, str] = field(default_factory=dict)
 
     def in_pairs(self, fused: bool) -> Source:
-        """The same network with residual blocks in one piece, or not."""
+        """The same network, whose residual blocks run in one piece where `fused` is set."""
         items = [item if fused or not isinstance(item, Layer) else replace(item, pairs=False) for item in self.items]
         return replace(self, items=items)
 
 
-Changes = tuple[tuple[int, int], ...]  # for rows and for columns, (a, b) of: a size becomes (size - 1 + a) // b + 1
+Changes = tuple[tuple[int, int], ...]  # for rows and for columns, the (a, b) by which a size becomes (size - 1 + a) // b + 1
 
 
 def _changes(item: Layer | Node) -> Changes | None:
-    """How the size of what a layer, a convolution in floats or a pool computes differs from the size of what it reads. None where
-    it is another node, or where its settings do not say."""
+    """How the size of the tensor that a layer, a convolution in floats or a pool computes differs from the size of its input. None
+    for any other node, and where the settings of the node do not say it."""
     if isinstance(item, Layer):
         axes = item.conv.geometry.axes(*item.conv.weight.shape[-3:-1])
         return tuple((axis.before + axis.after - axis.extent + 1, axis.stride) for axis in axes)
@@ -124,7 +124,7 @@ class _Compiler:
         self.steps: list[Step] = []
         self.places: list[Place | None] = [None]
         self.layers = {item.name: item for item in source.items if isinstance(item, Layer)}
-        # the parts of every concatenation, with nested concatenations replaced by their parts
+        # The parts of every concatenation, where nested concatenations are replaced by their parts.
         self.parts: dict[str, tuple[str, ...]] = {}
         self.repeated = {item.name: item for item in source.items if isinstance(item, Resize) and self._repeats_codes(item)}
         self.extents: dict[str, Extent] = {source.x: (source.x, 1)}
@@ -299,7 +299,7 @@ class _Compiler:
         return self.codes[layer.name]
 
     def _make_codes(self, layer: Layer) -> None:
-        """Has the codes that a layer reads made, where they are not yet."""
+        """Adds the step that makes the codes a layer reads, unless they are made already."""
         reader, parts = self.codes[layer.name], self.parts_of(self.coded(layer))
         made = self.direct.get(parts[0]) is layer or any(one is layer for part in parts for one, *_ in self.waiting.get(part, ()))
         if not made:
@@ -410,7 +410,7 @@ class _Compiler:
             self._add(CopyStep(y, self.features[name]))
 
     def _after(self, name: str) -> None:
-        """Has those codes made that are made as soon as a tensor is there."""
+        """Adds the steps that make codes of a tensor as soon as it is there."""
         readers = []
         for layer, start, end in self.waiting.get(name, ()):
             known = self.codes[layer.name]

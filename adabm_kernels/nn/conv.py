@@ -35,7 +35,7 @@ __all__ = ["AdaptiveConv2d", "ConvParameters", "IntegerConv2d", "shuffle_order"]
 
 
 class ConvSettings(TypedDict):
-    """What every operator is told of a convolution besides its tables (see ops.conv2d)."""
+    """The arguments of a convolution that every operator takes besides its tables (see ops.conv2d)."""
 
     slope: torch.Tensor | None
     box_filter: bool
@@ -51,12 +51,13 @@ class ConvSettings(TypedDict):
 
 
 class IntegerConv2d(WithoutParameters):
-    """A convolution of codes with the tables of its epilogue; subclasses fill the tables.
+    """A convolution of codes with the tables of its epilogue, which subclasses fill.
 
-    weight: int8 [K, R, S, C / groups] or [R, S, K, R, S, C]. alpha, beta, slope: see ops.conv2d; outputs are ordered sub-pixel
-    first where `shuffle` is above 1. grid: float32 [7, 2] of the input. plan: how to compute it. rest: where the input has two
-    8-bit digits, the same convolution for the second digit, whose result is added before the activation (`two_digits`). geometry:
-    stride, dilation, groups and padding; where it is not plain, not every backend can compute it (`why_not`).
+    plan: the tile for each bit-width of the codes. weight: int8 [K, R, S, C / groups] or [R, S, K, R, S, C]. alpha, beta, slope:
+    see ops.conv2d; where `shuffle` is above 1, outputs are ordered by sub-pixel first. grid: the grid of the input, float32 [7, 2].
+    geometry: stride, dilation, groups and padding; where it is not plain, not every backend can compute it (`why_not`). rest: where
+    the input has two 8-bit digits, the same convolution for the second digit, whose result is added before the activation
+    (`two_digits`).
     """
 
     def __init__(
@@ -91,19 +92,19 @@ class IntegerConv2d(WithoutParameters):
         self.backend, self.threads, self.packed_codes = "reference", 0, False
         self.rest: IntegerConv2d | None = None
 
-    _buffers: dict[str, Any]  # the tensors below by their names, for code that runs so often that looking up attributes counts
+    _buffers: dict[str, Any]  # the tensors below by their names, for code that runs so often that attributes would cost too much
     weight: torch.Tensor
     alpha: torch.Tensor
     beta: torch.Tensor
     slope: torch.Tensor | None
     grid: torch.Tensor
     packed: torch.Tensor
-    pixel_grid: torch.Tensor  # only where it reads pixels (`AdaptiveConv2d.take_pixels`)
+    pixel_grid: torch.Tensor  # exists only where the convolution reads pixels (`AdaptiveConv2d.take_pixels`)
     pixel_shift: torch.Tensor | None
 
     @property
     def bit_range(self) -> tuple[int, int]:
-        """Fewest and most bits that an image's codes can have here."""
+        """The fewest and the most bits that the codes of an image can have here."""
         return MAX_BITS, MAX_BITS
 
     def extra_repr(self) -> str:
@@ -170,7 +171,7 @@ class IntegerConv2d(WithoutParameters):
         out_grid: torch.Tensor | None = None,
         out_bits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ops.conv2d. It takes codes [N, H, W, C4], packed where `packed_codes` is set, and returns (y, y_q)."""
+        """Computes ops.conv2d on codes x_q [N, H, W, C4], packed where `packed_codes` is set, and returns its (y, y_q)."""
         return ops.conv2d(
             x_q, bits, *self._tables(), residual=residual, out_grid=out_grid, out_bits=out_bits, out=out, **self._settings()
         )
@@ -190,8 +191,8 @@ class IntegerConv2d(WithoutParameters):
         depth: torch.Tensor | None = None,
         region: Sequence[int] = (),
     ) -> None:
-        """See ops.conv2d_out: `forward` into tensors that exist. fraction: that of y and the residual where they are int16, None
-        where they are float32. depth, region: given where not every pixel is computed."""
+        """Computes `forward` into tensors that exist already (ops.conv2d_out). fraction: the fraction of y and the residual where
+        they are int16, None where they are float32. depth, region: given where not every pixel is computed."""
         # Every layer of a body runs through here. So it calls the operator itself, with arguments by position and buffers from the
         # dictionary.
         held = self._buffers
@@ -202,13 +203,13 @@ class IntegerConv2d(WithoutParameters):
         )  # fmt: skip
 
     def pixels(self, x_q: torch.Tensor, bits: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """See ops.conv2d_pixels: uint8 [N, H*r, W*r, K/r^2]."""
+        """Returns the features as pixels, uint8 [N, H*r, W*r, K/r^2] (ops.conv2d_pixels)."""
         return ops.conv2d_pixels(x_q, bits, *self._tables(), residual=residual, **self._settings())
 
     def pixels_into(
         self, x_q: torch.Tensor, bits: torch.Tensor, image: torch.Tensor, residual: torch.Tensor | None = None, **place: Any
     ) -> None:
-        """See ops.conv2d_pixels_out. place: as in `into`."""
+        """Computes `pixels` into an image (ops.conv2d_pixels_out). place: depth and region, as in `into`."""
         ops.conv2d_pixels_out(x_q, bits, *self._tables(), image=image, residual=residual, **place, **self._settings())
 
     def set_rest(self, rest: IntegerConv2d, lower: float, upper: float) -> None:
@@ -218,8 +219,8 @@ class IntegerConv2d(WithoutParameters):
         rest.name = f"{rest.name}, second digit"
 
     def leave(self, x: torch.Tensor, x_q: torch.Tensor, fraction: int | None = None) -> torch.Tensor:
-        """What the codes x_q, uint8 [N, H, W, C4], leave of the features x. It overwrites x where that is float32 [N, H, W, C], and
-        is in fresh memory where x is int16 with a fraction."""
+        """The difference between the features x and the values of their codes x_q, uint8 [N, H, W, C4]. It overwrites x where x is
+        float32 [N, H, W, C], and is in fresh memory where x is int16 with a fraction."""
         values = x if fraction is None else from_fixed(x, fraction)
         return values.sub_(x_q[..., : x.shape[3]].float().mul_(self.step).add_(self.lower))
 
@@ -232,10 +233,11 @@ class IntegerConv2d(WithoutParameters):
         image: torch.Tensor | None = None,
         **place: Any,
     ) -> torch.Tensor:
-        """float32 [N, r*H, r*W, K/r^2] from the first and the second digit, uint8 [N, H, W, C4] each, of 8 bits.
+        """Returns the features, float32 [N, r*H, r*W, K/r^2], from the 8-bit codes of the first and the second digit, uint8 [N, H,
+        W, C4] each.
 
-        y: the tensor to write to, if any. image: pixels of 8 bits to write instead, which are returned; only without an activation.
-        place: as in `into`, only with a y.
+        y: the tensor to write to, if any. image: an image of 8 bits to write pixels into and to return instead; only without an
+        activation. place: depth and region as in `into`, only with a y.
         """
         if y is None:
             y, _ = self(x_q, bits)
@@ -301,17 +303,17 @@ class IntegerConv2d(WithoutParameters):
 
 
 def _held_in(fraction: int | None) -> dict[str, Any]:
-    """The type of a convolution's features, as arguments of the operators."""
+    """The arguments of the operators that say the type of a convolution's features."""
     return {} if fraction is None else {"features": "int16", "fraction": fraction}
 
 
 class AdaptiveConv2d(IntegerConv2d):
-    """A calibrated convolution: integer weights, and the bit-width of each image's codes as data.
+    """A calibrated convolution. Its weights are integers, and the bit-width of each image's codes is data.
 
-    gain, shift: float64 [K] or None, applied to the convolution's result (residual scale, folded normalisation, mean colour):
-    gain * (conv + bias) + shift. activation: "none", "relu" or "prelu" with `slope` [K]. shuffle: PixelShuffle factor; outputs
-    are then stored sub-pixel first, so every per-output table is reordered here once.
-    Raises ValueError when an accumulator could overflow.
+    gain, shift: a residual scale, a folded normalisation or a mean colour, float64 [K] or None. They change the convolution's
+    result to gain * (conv + bias) + shift. activation: "none", "relu", or "prelu" with `slope` [K]. shuffle: the factor of the
+    PixelShuffle. With a factor above 1, outputs are stored by sub-pixel first, so every table of outputs is reordered here once.
+    Raises ValueError where an accumulator could overflow.
     """
 
     def __init__(
@@ -390,12 +392,12 @@ class AdaptiveConv2d(IntegerConv2d):
 
     @property
     def bit_range(self) -> tuple[int, int]:
-        """Fewest and most bits that an image's codes can have here."""
+        """The fewest and the most bits that the codes of an image can have here."""
         return self.parameters_.bit_range
 
     @property
     def bit_rule(self) -> tuple[int, int]:
-        """(base, follows) of measure.bits_by_rule: the bits of the input codes, and 1 where the image may change them, else 0."""
+        """The pair (base, follows) of image_bits.bits_by_rule: the bits of the input codes, and 1 where images change them or 0."""
         p = self.parameters_
         return (p.act_bits + p.layer_offset, 1) if p.adaptive else (p.act_bits, 0)
 

@@ -1,4 +1,4 @@
-"""Tiles of two depths in a residual network: where each layer computes, and the filter of the tiles without blocks."""
+"""Residual networks whose tiles have two depths: where each layer computes, and the filter of the tiles without blocks."""
 
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ class LinearExit(IntegerConv2d):
 class Places:
     """Where the layers of a residual network compute in pictures with tiles of two depths.
 
-    computed: by the tensor that a layer computes, where it computes. read: by any tensor, where it is read. sums: by each sum that
-    ends a block and is computed in floats, what it is in easy tiles. collapsed: the place of the whole upsampler as one
-    convolution. easy: the place of the filter of easy tiles. What is missing here is computed everywhere.
+    computed: the place where a layer computes, by the name of the tensor that it computes. read: the place where a tensor is read,
+    by its name. sums: for each sum that ends a block and is computed in floats, the tensor that it equals in easy tiles. collapsed:
+    the place of the whole upsampler as one convolution. easy: the place of the filter of easy tiles. A tensor that is missing here
+    is computed or read everywhere.
     """
 
     computed: Mapping[str, Place] = field(default_factory=dict)
@@ -69,8 +70,8 @@ class Places:
 
 
 def places_of(items: Sequence[Item], graph: Graph, found: Trunk) -> Places:
-    """Blocks are computed for hard tiles. These read the features of their easy neighbours as they were before the blocks, and read
-    there nothing that the convolutions of a block make.
+    """Finds where each layer of a residual network computes. Blocks are computed for hard tiles. In their easy neighbours these
+    read the features as they were before the blocks, and nothing that the convolutions of a block make.
 
     Layers before and behind the blocks are computed around hard tiles as far as they are read (`reaches`). A convolution in a block
     also hands on, around hard tiles, the features that it adds to, and zeros where it adds to none. Where every block's last
@@ -125,10 +126,13 @@ class DecidesDepths(nn.Module):
         return min(self.spec.block_count, MAX_DEPTH)
 
     def set_depth(self, depth: str | int = "auto") -> None:
-        """Sets the depth. "auto": easy tiles, which calibration tells by their bend, have no blocks computed. "full", or the number
-        of the network's blocks: all tiles have all blocks. 0: no tile has any. Images with fewer pixels a side than the exit's
-        filter have all blocks computed at any depth. Raises ValueError for another depth, and for 0 where the network has no
-        exit."""
+        """Sets for which tiles the network's blocks are computed.
+
+        With "auto" they are left out in easy tiles, which bend by at most the threshold that calibration found. With "full", or the
+        number of the network's blocks, they are computed for all tiles, and with 0 for none. For images with fewer pixels a side
+        than the exit's filter they are computed at any depth. Raises ValueError for another depth, and for 0 where the network has
+        no exit.
+        """
         blocks = self.spec.block_count
         known = depth in ("auto", "full") or (type(depth) is int and depth in (0, blocks))
         if not known and not blocks:
@@ -144,7 +148,7 @@ class DecidesDepths(nn.Module):
 
     @property
     def varies_depth(self) -> bool:
-        """Whether some tiles may have no blocks computed."""
+        """Whether blocks may be left out in some tiles."""
         return self.easy is not None and self._depth != "full"
 
     def tile_depths(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> Depths | None:
@@ -161,7 +165,7 @@ class DecidesDepths(nn.Module):
         return replace(depths, values=as_tiles(depths.values, n, h, w, depths.tile, *origin))
 
     def computed_share(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """The share of each image's pixels that have blocks computed, float32 [N] in 0..1. Raises as `forward`."""
+        """The share of each image's pixels for which blocks are computed, float32 [N] in 0..1. Raises as `forward`."""
         depths = self.tile_depths(x, origin=origin)
         if depths is None:
             return x.new_ones(x.shape[0])

@@ -1,4 +1,4 @@
-"""Nodes of a graph in floats, beside integer convolutions."""
+"""Computes those nodes of a graph that stay in floats beside the integer convolutions."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def evaluate(node: Node, inputs: list[Any], values: Values) -> Any:
-    """What a node computes of tensors [N, C, H, W], or of whatever other nodes give. Raises TypeError for a node that this function
-    does not know."""
+    """The result of a node for its inputs, which are tensors [N, C, H, W] or whatever other nodes give. Raises TypeError for a node
+    that this function does not know."""
     x = inputs[0]
     match node:
         case Conv():
@@ -85,7 +85,8 @@ def computes(node: Node) -> bool:
 
 
 def why_in_floats(node: Node, kept: Mapping[str, str] = _NONE) -> str:
-    """Why no integer kernel computes a node, in the words of a report. kept: why each convolution that is left in floats is."""
+    """Why no integer kernel computes a node, in the words of a report. kept: for each convolution that is left in floats, by name,
+    the reason."""
     match node:
         case Conv() if node.role == "float":
             return "it is one of the few products of an attention or of a picture's colours"

@@ -1,4 +1,5 @@
-"""CUDA graphs of a forward pass, one for each shape of its inputs, and when a pass is recorded though nobody asked for it."""
+"""CUDA graphs of a forward pass, one for each shape of its inputs, and the rule by which passes are recorded without being asked
+for."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class _Default(threading.local):
 
 
 _default = _Default()
-# one recording at a time in a process: torch waits for the device first, which breaks a recording under way
+# Only one recording may be made at a time in a process: torch first waits for the device, which breaks a recording under way.
 _RECORDING = threading.Lock()
 
 
@@ -100,7 +101,8 @@ class Graphs:
     """
 
     LIMIT, MOST_BYTES = 32, 1 << 30
-    # Passes of a shape before one is recorded that nobody asked for. A picture with two equal windows is not worth a recording.
+    # How many passes of a shape are launched before one is recorded that nobody asked for. A picture with two equal windows is not
+    # worth a recording.
     LAUNCHED = 2
     SEEN = 256  # the most shapes that are remembered for having come
 
@@ -113,7 +115,8 @@ class Graphs:
         self.failed = ""  # why a recording that nobody asked for failed; after that none is tried again until `clear`
 
     def run(self, function: Function, *inputs: torch.Tensor, kind: str = "") -> torch.Tensor:
-        """function(*inputs), recorded when these shapes come for the first time since `clear`. kind: tells functions apart."""
+        """Returns function(*inputs), which is recorded when these shapes come for the first time since `clear`. kind: a word that
+        tells functions apart."""
         key, lane = _key(kind, inputs), current_lane()
         with self._lock:
             graphs = self._lanes.setdefault(lane, OrderedDict())
@@ -125,8 +128,8 @@ class Graphs:
             return graphs[key](*inputs)
 
     def launch_then_record(self, function: Function, launched: Function, *inputs: torch.Tensor, kind: str = "") -> torch.Tensor:
-        """The same as `run` where nobody asked for recording: launched(*inputs) runs the first LAUNCHED times that these shapes
-        come in a lane, and the next time is recorded. Which number is best was not measured.
+        """Returns the result of `run` for a function whose recording nobody asked for. The first LAUNCHED times that these shapes
+        come in a lane, launched(*inputs) runs; the next time `function` is recorded. Which number is best was not measured.
 
         Where as many graphs are kept as may be, a new one takes the place of the one that ran longest ago, but only if that one did
         not run since these shapes last came. More shapes in turn than are kept would otherwise be recorded anew every time. A

@@ -15,9 +15,9 @@ _BYTES = {"codes": 1, "features": 4, "stream": 4, "pixels": 4}
 
 def bytes_per_pixel(program: Program, scales: Mapping[str, Fraction]) -> int:
     """The most bytes that a forward pass holds for each low-resolution pixel: its input, the buffers, which stay, and tensors in
-    fresh memory while they are read.
+    fresh memory while they are read. Memory that kernels hold for a moment is not counted.
 
-    scales: by tensor of the network, its rows as a multiple of the input's. Memory that kernels hold for a moment is not counted.
+    scales: for each tensor of the network by name, the number of its rows as a multiple of that of the input.
     """
 
     def size(store: Store) -> Fraction:

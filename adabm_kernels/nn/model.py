@@ -16,11 +16,12 @@ from ..regions import Depths
 
 
 class ConvertedModel(nn.Module):
-    """A network of few bits: float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], not clamped.
+    """A network of few bits. From images float32 [N, 3, H, W] in 0..255 it makes float32 [N, 3, scale*H, scale*W], not clamped.
 
-    `ConvertedNetwork` (nn/network.py) is the one that computes. parameters_by_name: the quantised convolutions, each with its
-    `weight_bits` and `digits`. float_state: the float weights that it was made from, None where they were not kept. full: whether
-    all convolutions are quantised, so that its pixels do not depend on how floats are summed. exit: that of easy tiles, or None.
+    This class is the interface only; `ConvertedNetwork` (nn/network.py) computes. parameters_by_name: the quantised convolutions,
+    each with its `weight_bits` and `digits`. float_state: the float weights from which the network was made, None where they were
+    not kept. full: whether all convolutions are quantised, so that the pixels do not depend on how floats are summed. exit: the
+    exit of easy tiles, or None.
     """
 
     spec: NetworkSpec
@@ -38,7 +39,7 @@ class ConvertedModel(nn.Module):
 
     @property
     def varies_depth(self) -> bool:
-        """Whether some tiles may have no blocks computed."""
+        """Whether blocks may be left out in some tiles."""
         raise NotImplementedError
 
     @property
@@ -47,7 +48,7 @@ class ConvertedModel(nn.Module):
         raise NotImplementedError
 
     def bytes_per_pixel(self) -> int:
-        """About what a forward pass holds for each low-resolution pixel."""
+        """About how many bytes a forward pass holds for each low-resolution pixel."""
         raise NotImplementedError
 
     def lending_output(self) -> AbstractContextManager[None]:
@@ -59,15 +60,15 @@ class ConvertedModel(nn.Module):
         raise NotImplementedError
 
     def image_offsets(self, x: torch.Tensor, *, learn: bool = False) -> torch.Tensor:
-        """Bits that each image gets more or less, int32 [N]."""
+        """The bits that each image gets more or less, int32 [N]."""
         raise NotImplementedError
 
     def layer_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Bits of the input of each convolution, by name, int32 [N] each."""
+        """The bits of the input of each convolution, by name, int32 [N] each."""
         raise NotImplementedError
 
     def mean_bits(self, x: torch.Tensor | None, *, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean bits over the counted convolutions, float32 [N]."""
+        """The mean bits of each image over the counted convolutions, float32 [N]."""
         raise NotImplementedError
 
     def tile_depths(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> Depths | None:
@@ -75,7 +76,7 @@ class ConvertedModel(nn.Module):
         raise NotImplementedError
 
     def computed_share(self, x: torch.Tensor, *, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """The share of each image's pixels that have blocks computed, float32 [N] in 0..1."""
+        """The share of each image's pixels for which blocks are computed, float32 [N] in 0..1."""
         raise NotImplementedError
 
     def float_model(self) -> nn.Module:

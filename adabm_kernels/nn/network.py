@@ -40,13 +40,18 @@ from .workspace import Workspace
 
 
 class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, ConvertedModel):
-    """A network with integer convolutions: float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], not clamped.
+    """A network that computes with integer convolutions. From images float32 [N, 3, H, W] in 0..255 it makes float32 [N, 3,
+    scale*H, scale*W], not clamped.
 
-    parameters: the quantised convolutions by name. floats: by name, the tensors that stay in float: weight and bias of the other
-    convolutions, BatchNorms, slopes. thresholds: (lower, upper) of the image measure, None when the network is not adaptive.
-    float_state: the float weights it was made from, for `float_model`, or None. exit: the filter of easy tiles, which have no
-    blocks computed, and the rule that tells which tiles are easy; None where every tile has all blocks. fraction: that of the
-    features that pass the blocks by, where they are held as int16 (quantize.to_fixed); None where they are float32.
+    spec, config: the network's specification, and the settings with which it was converted.
+    parameters: the quantised convolutions by name.
+    floats: the tensors that stay in float, by name: weights and biases of the other convolutions, BatchNorms and slopes.
+    thresholds: the thresholds (lower, upper) of the image measure; None when the network is not adaptive.
+    float_state: the float weights that the network was made from, which `float_model` needs, or None.
+    exit: the filter that makes the output of easy tiles, for which no blocks are computed, and the rule that tells which tiles are
+        easy. None where all blocks are computed for every tile.
+    fraction: the fraction of the features that pass the blocks by, where these are held as int16 (quantize.to_fixed). None where
+        they are float32.
     """
 
     KINDS: dict[str, type[ConvertedNetwork]] = {}
@@ -238,12 +243,13 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return self.choice.backend in ops.QUANTIZE_MANY and self._early
 
     def image_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
-        """Where the last convolution of the upsampler writes pixels: uint8 [N, r*H, r*W, C], which the caller keeps."""
+        """The tensor into which the last convolution of the upsampler writes pixels, uint8 [N, r*H, r*W, C]. It is the caller's."""
         n, h, w, _ = codes.shape
         return codes.new_empty(n, *conv.out_size(h, w), conv.out_channels)
 
     def output_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
-        """Where a convolution of the upsampler writes: float32 [N, r*H, r*W, C], which the caller keeps unless `lending_output`."""
+        """The tensor into which a convolution of the upsampler writes features, float32 [N, r*H, r*W, C]. The caller keeps it,
+        except in a block of `lending_output`."""
         n, h, w, _ = codes.shape
         shape = (n, *conv.out_size(h, w), conv.out_channels)
         if not torch.compiler.is_compiling() and self._workspace.holds_output:
@@ -255,10 +261,11 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     # ---- settings
 
     def set_backend(self, backend: str = "auto", *, graph: bool | None = None) -> Choice:
-        """Computes from now on with a backend of registry.BACKENDS, or with the fastest one that can run. Returns the choice with
-        its reasons. On a GPU that two backends can use, "auto" then decides for each convolution by its shape (`choices`, by name).
+        """Sets the backend that computes from now on, and returns the choice with its reasons.
 
-        graph: see `set_graph`; None leaves it as it is.
+        backend: a name of registry.BACKENDS, or "auto" for the fastest backend that can run. On a GPU that two backends can use,
+        "auto" decides for each convolution by its shape (`choices`, by name). graph: see `set_graph`; None leaves that setting as
+        it is.
 
         Raises ValueError for an unknown name, and RuntimeError with the reason where a backend that was named cannot run.
         """
@@ -290,10 +297,11 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     def set_graph(self, graph: bool | None = None) -> None:
         """Sets whether, on a CUDA device, a forward pass is recorded for every shape of x and replayed as a CUDA graph.
 
-        True: from the first pass on; where recording fails, a forward pass raises. False: never. None, which is how a model begins:
-        `forward` and `pixels` launch kernel by kernel; `forward_many`, `upscale` and the commands record a shape when it comes the
-        third time and, where that fails, warn once and launch. Inside torch.compile there is nothing to record, and the setting has
-        no effect. Setting the present value again changes nothing. Raises TypeError for anything else.
+        True records from the first pass on, and a forward pass raises where recording fails. False never records. With None, which
+        is the setting of a new model, `forward` and `pixels` launch kernel by kernel, while `forward_many`, `upscale` and the
+        commands record a shape when it comes the third time and, where that fails, warn once and launch. Inside torch.compile there
+        is nothing to record, and the setting has no effect. Setting the present value again changes nothing. Raises TypeError for
+        any other value.
         """
         if graph is not None and not isinstance(graph, bool):
             raise TypeError(f"set_graph: graph must be True, False or None, got {graph!r}")
@@ -344,7 +352,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
                 raise
             name = type(self).__name__
             raise RuntimeError(f"{name} is on the device 'meta', where tensors hold nothing: none can leave it") from error
-        # checked before anything is converted, because what float16 has cut off does not come back
+        # This is checked before anything is converted, because the digits that float16 cuts off do not come back.
         if probe.dtype != torch.float32:
             raise TypeError(f"{type(self).__name__} computes in integers and float32: it cannot become {probe.dtype}")
         check_device(str(probe.device))  # checked before anything is moved
@@ -379,8 +387,9 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         the number of parts that a transformed weight is split into, the 8-bit products for each output and channel, the predicted
         nanoseconds of an output pixel on one thread, and the reason where the form is direct.
 
-        measure: a side in pixels. It adds the time measured on one thread over an image of that size, on the chosen backend. Raises
-        ValueError unless it is 0 or at least 5, the smallest image of a collapsed tail.
+        measure: the side in pixels of an image, over which the time is measured on one thread and on the chosen backend. The table
+        then has this time too. 0 measures nothing. Raises ValueError unless it is 0 or at least 5, the smallest image of a
+        collapsed tail.
         """
         return format_plan(self.plan_rows(measure))
 
@@ -391,13 +400,15 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     # ---- forward
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """Raises ValueError unless x is float32 [N, 3, H, W] with at least one image and pixel, and offset int32 [N].
+        """Computes the network's output for images x: float32 [N, 3, scale*H, scale*W], not clamped.
 
-        Integers have no gradient: what asks for one through this call raises RuntimeError (backward, torch.func, forward mode).
-        Autocast, inference_mode and train() change nothing.
-        offset: bits that each image gets more or less, -1..1; decided by the images themselves where it is left out.
-        origin: where x is cut from a larger picture, the place of its first pixel in that picture's grid of tiles, rows and columns
-        in 0..tile - 1: tiles are then those of the picture.
+        x: float32 [N, 3, H, W] in 0..255, with at least one image and one pixel.
+        offset: the bits that each image gets more or less, int32 [N] of -1..1. If it is left out, the images decide.
+        origin: for an x that is cut from a larger picture, the place of its first pixel in its depth tile of that picture, as row
+            and column in 0..tile - 1. The depth tiles are then those of the picture.
+
+        Raises ValueError for other types and shapes. Integers have no gradient: asking for one through this call (backward,
+        torch.func, forward mode) raises RuntimeError. Autocast, inference_mode and train() change nothing.
         """
         return self._run(x, offset, as_pixels=False, origin=origin)
 
@@ -444,8 +455,8 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return self._finished(x, self._bit_table(x, learn=True, offset=offset), as_pixels, origin)
 
     def _records_by_default(self, x: torch.Tensor) -> bool:
-        """Whether a pass is recorded though nobody asked. It is not inside a recording of the caller's, which the pass would become
-        a part of.
+        """Whether a pass is recorded that nobody asked to record. Inside a recording of the caller's it is not, because the pass
+        becomes a part of that recording.
 
         A recording that another thread has under way on another stream is not seen, and may break (docs/gpu_tuning.md).
         """
@@ -523,7 +534,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
     def _forward(
         self, x: torch.Tensor, table: torch.Tensor, as_pixels: bool = False, origin: tuple[int, int] = (0, 0)
     ) -> torch.Tensor:
-        """[N, 3, scale*H, scale*W] from x and the bits of each convolution's input codes, int32 [L, N].
+        """Computes the output [N, 3, scale*H, scale*W] from x and the bits of each convolution's input codes, int32 [L, N].
 
         as_pixels: whether to return uint8, where the last convolution is an integer one and can write it; elsewhere floats are
         returned all the same. origin: rows and columns that the first tiles of x lack.
@@ -598,7 +609,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         return {node.name: why_in_floats(node, self.spec.kept_float) for node in nodes if computes(node)}
 
     def float_model(self) -> nn.Module:
-        """The float network this one was made from. Raises ValueError when its weights were not kept."""
+        """The float network from which this network was made. Raises ValueError where its weights were not kept."""
         if self.float_state is None:
             raise ValueError("float_model: this model carries no float weights (save with include_float=True)")
         model = float_network(self.spec)
@@ -623,8 +634,8 @@ class ConvertedGraph(ConvertedNetwork, network="graph"):
     """
 
     def _names_of(self, keys: Iterable[str]) -> dict[str, str]:
-        """Unique names by key. Parts of modules may be called as anything is called here, and two keys may differ in their dots
-        alone."""
+        """Unique names by key. They have a prefix, because parts of modules may be named like attributes of this class, and they
+        are compared, because two keys may differ in their dots alone."""
         found: dict[str, str] = {}
         taken: set[str] = set()
         for key in keys:

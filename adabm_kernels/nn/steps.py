@@ -15,17 +15,18 @@ from ..regions import Depths, Region, pixel_depths
 from . import float_nodes
 from .conv import IntegerConv2d
 
-EVERYWHERE: dict[str, Any] = {}  # where a layer computes, as arguments of the operators
+EVERYWHERE: dict[str, Any] = {}  # the arguments of the operators for a layer that computes every pixel
 
 
 @dataclass(eq=False)
 class Store:
-    """Memory of a tensor, or of several side by side along the channels: [N, H, W, width].
+    """The memory of a tensor, or of several tensors side by side along the channels: [N, H, W, width].
 
-    kind: "codes", "features" (float32), or "stream" for features that pass the blocks by. width: channels. extent: tells sizes
-    apart, as the name of the tensor that they derive from and a factor. fresh: whether it is made anew in each forward pass and
-    lies in no buffer. buffer: the buffer that it lies in, which others may use before and after it. most: the size of the largest
-    store in that buffer, in values for each pixel of the tensor that its extent derives from.
+    kind: "codes", "features" (float32), or "stream" for features that pass the blocks by. width: the number of channels. extent:
+    the size of the rows and columns, given as the name of the tensor that it derives from and a factor. fresh: whether the memory
+    is made anew in each forward pass and lies in no buffer. buffer: the buffer in which it lies, which other stores may use before
+    and after it. most: the size of the largest store in that buffer, in values for each pixel of the tensor that its extent derives
+    from.
     """
 
     kind: str
@@ -37,13 +38,13 @@ class Store:
 
     @property
     def values(self) -> int:
-        """Values for each pixel of the tensor that its extent derives from."""
+        """The number of values for each pixel of the tensor that its extent derives from."""
         return self.width * self.extent[1] ** 2
 
 
 @dataclass(eq=False)
 class Slice:
-    """Channels start..stop of a store. at, whole: the places in `Run.tensors` of these channels and of all channels of the
+    """The channels start..stop of a store. at, whole: the places in `Run.tensors` of these channels and of all channels of the
     buffer."""
 
     store: Store
@@ -67,21 +68,22 @@ class Place:
 
 
 class RunsSteps(Protocol):
-    """What the steps ask of the network that runs them."""
+    """The methods and values that the steps need of the network that runs them."""
 
     @property
     def fraction(self) -> int | None:
-        """The fraction of the features that pass the blocks by, where those are int16 (quantize.to_fixed); None where float32."""
+        """The fraction of the features that pass the blocks by, where these are int16 (quantize.to_fixed). None where they are
+        float32."""
 
     @property
     def easy(self) -> IntegerConv2d | None:
-        """The filter of easy tiles, which computes the output from the codes of the pixels; None where every tile has all blocks
-        computed."""
+        """The filter of easy tiles, which computes the output from the codes of the pixels. None where all blocks are computed for
+        every tile."""
 
     def work_buffer(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, room: int = 0
     ) -> torch.Tensor:
-        """Memory by its name. It holds whatever the last one to ask for that name has left there."""
+        """The memory of that name. It holds whatever was left there by the last step that asked for this name."""
 
     def image_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
         """The tensor into which the convolution that gives the output writes pixels, uint8 [N, r*H, r*W, C], from codes [N, H, W,
@@ -124,7 +126,8 @@ class RunsSteps(Protocol):
 
 
 class Run:
-    """One forward pass: tensors by their places, bits of every convolution's input codes, and whether pixels were asked for."""
+    """The state of one forward pass: the tensors by their places, the bits of the input codes of every convolution, and whether
+    pixels were asked for."""
 
     def __init__(self, network: RunsSteps, program: Program, bits: Sequence[torch.Tensor], as_pixels: bool):
         self.network, self.fraction, self.bits, self.as_pixels = network, network.fraction, bits, as_pixels
@@ -140,8 +143,8 @@ class Run:
         self.placed = [EVERYWHERE if place is None else place.arguments(depths) for place in self.places]
 
     def hard(self, like: torch.Tensor) -> torch.Tensor:
-        """Which pixels have blocks computed: bool of the shape of `like`, features [N, H, W, C], with all channels in memory. It is
-        made once for all blocks."""
+        """For which pixels blocks are computed: bool of the shape of `like`, features [N, H, W, C], with all channels in memory. It
+        is made once for all blocks."""
         assert self.depths is not None
         if self._hard is None or self._hard.shape != like.shape:
             pixels = pixel_depths(self.depths, *like.shape[:3])[..., None] > 0
@@ -206,9 +209,10 @@ class Step:
 
 @dataclass(eq=False)
 class Reader:
-    """Codes that a convolution reads: the convolution, the row of its bits, and the channels of its input where the codes lie.
+    """The codes that a convolution reads: the convolution, the row of its bits in the table of bits, and the channels start..end of
+    its input where the codes lie.
 
-    end: None for the end of the input, with the padding channels.
+    end: None stands for the end of the input, with the padding channels.
     """
 
     conv: IntegerConv2d
@@ -267,7 +271,8 @@ class RepeatStep(Step):
 
 @dataclass(eq=False)
 class LeaveStep(Step):
-    """Makes codes of what the first digit leaves of features. The rest overwrites the features unless `keep` is set."""
+    """Makes codes of the second digit: of the difference between features and the values of their first digit. This difference
+    overwrites the features unless `keep` is set."""
 
     x: Slice
     conv: IntegerConv2d
@@ -291,9 +296,9 @@ class LeaveStep(Step):
 class ConvStep(Step):
     """Runs an integer convolution, or a residual block of two in one piece, into buffers.
 
-    y: where features go. reader: the convolution that reads the codes, and where they go. One of the two may be None. residual:
-    what is added; with `accumulate` it lies in y already. stream: whether the features, or the residual, pass the blocks by.
-    second: the convolution that runs in one piece with this one, and the row of its bits.
+    y: where the features are written. reader: the convolution that reads the codes, and where these are written. One of the two may
+    be None. residual: the features that are added; with `accumulate` they lie in y already. stream: whether the features, or the
+    residual, pass the blocks by. second: the convolution that runs in one piece with this one, and the row of its bits.
     """
 
     conv: IntegerConv2d
@@ -335,9 +340,9 @@ class ConvStep(Step):
 
 @dataclass(eq=False)
 class FreshStep(Step):
-    """Runs an integer convolution into fresh memory: one that gives the output, or whose input has two digits.
+    """Runs an integer convolution into fresh memory. The convolution gives the output, or its input has two digits.
 
-    left: codes of the second digit. output: whether it gives the output of the network, which may be asked for as pixels.
+    left: the codes of the second digit. output: whether it gives the output of the network, which may be asked for as pixels.
     """
 
     conv: IntegerConv2d
@@ -406,8 +411,8 @@ class ExitStep(Step):
 
 @dataclass(eq=False)
 class FloatStep(Step):
-    """Runs a node in floats, by torch, in fresh memory. It gives features [N, H, W, C] of any strides where the node gives [N, C,
-    H, W], and else whatever the node gives."""
+    """Runs a node in floats with torch, in fresh memory. Where the node gives [N, C, H, W], the step gives features [N, H, W, C] of
+    any strides. Anything else is given as the node gives it."""
 
     node: Node
     inputs: list[Slice]
@@ -444,8 +449,8 @@ class ClampStep(Step):
 
 @dataclass(eq=False)
 class BlockSumStep(FloatStep):
-    """Computes the sum that ends a block, in floats. In easy tiles the result is the input that the block adds to. entry: that
-    input."""
+    """Computes the sum that ends a block, in floats. entry: the input to which the block adds, which is the result in easy
+    tiles."""
 
     entry: Slice
 
@@ -453,7 +458,7 @@ class BlockSumStep(FloatStep):
         super().run(run)
         if run.depths is not None:
             y = run.tensors[self.y.at]
-            # written in place, because fresh memory costs as much as the sum
+            # The result is written in place, because fresh memory costs as much as the sum.
             torch.where(run.hard(y), y, run.floats(self.entry), out=y)
 
 
@@ -485,9 +490,9 @@ class DropStep(Step):
 
 @dataclass(eq=False)
 class Program:
-    """A compiled network: steps in order, the places of its input and outputs among the tensors, and the number of tensors.
+    """A compiled network: its steps in order, the places of its input and outputs among the tensors, and the number of tensors.
 
-    places: where steps compute, by number; None for everywhere.
+    places: the places where steps compute, by number; None stands for everywhere.
     """
 
     steps: list[Step]
@@ -513,7 +518,7 @@ def _is_features(x: Any) -> bool:
 
 
 def _copied(y: Any) -> Any:
-    """A copy of a tensor, or of each of several in a tuple or list; all else as it is."""
+    """A copy of a tensor, or of each tensor in a tuple or list. Any other value is returned as it is."""
     if isinstance(y, (tuple, list)):
         return [_copied(one) for one in y]
     return y.clone() if isinstance(y, torch.Tensor) else y

@@ -15,8 +15,8 @@ from .conv import IntegerConv2d, shuffle_order
 class CollapsedConv2d(IntegerConv2d):
     """A collapsed tail in integers: codes of 8 bits are multiplied by weights of 8 bits, with a scale for each output.
 
-    lower, upper: range of the features. shift: float64 [colours] added to every pixel (the mean colour). digits: the number of
-    8-bit codes of an input value, 1 or 2 (see IntegerConv2d.rest). Images must have at least SMALLEST pixels a side.
+    lower, upper: the range of the features. shift: the mean colour, which is added to every pixel, float64 [colours]. digits: how
+    many 8-bit codes hold a value of the input, 1 or 2 (see IntegerConv2d.rest). Images must have at least SMALLEST pixels a side.
     """
 
     BITS = 8

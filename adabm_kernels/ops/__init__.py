@@ -1,7 +1,7 @@
-"""The operators as users call them; underneath they are `torch.ops.adabm.*` (library.py).
+"""The operators as users call them. They call the operators `torch.ops.adabm.*` (library.py).
 
-Code tensors are uint8 [N, H, W, C4], C4 = C rounded up to a multiple of 4, padding channels 0. Features are float32 or, where a
-fraction is given with them, int16 in units of 2^-fraction (quantize.to_fixed).
+Tensors of codes are uint8 [N, H, W, C4], where C4 is C rounded up to a multiple of 4, and the padding channels are 0. Features are
+float32 or, where a fraction is given with them, int16 in units of 2^-fraction (quantize.to_fixed).
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def pack_weights(
     shuffle: int,
     geometry: Geometry = PLAIN,
 ) -> torch.Tensor:
-    """What `conv2d` takes as `packed` for int8 weights [K, R, S, C / groups] or [R, S, K, R, S, C]. Each backend has a form of its
-    own.
+    """The packed weights that `conv2d` takes as `packed`. Each backend has a form of its own.
 
-    tile_for_bits: the tile that computes codes of 2..8 bits, seven indexes of tiles.TILES, for the CPU kernels (tiles.LayerPlan).
-    box_filter, shuffle, geometry: those of the convolution. Raises ValueError naming the argument, the rule and the value.
+    weight: int8 [K, R, S, C / groups] or [R, S, K, R, S, C]. tile_for_bits: for the CPU kernels, the tile for codes of each of 2..8
+    bits, as seven indexes of tiles.TILES (tiles.LayerPlan). box_filter, shuffle, geometry: as given to the convolution, the
+    geometry as one record. Raises ValueError naming the argument, the rule and the value.
     """
 
     def require(name: str, holds: bool, rule: str, seen: object) -> None:
@@ -98,8 +98,9 @@ def _numbers(weight: torch.Tensor, stride: Numbers, dilation: Numbers, groups: i
 def choose_tiles(
     weight: torch.Tensor, most_bits: int = MAX_BITS, *, box_filter: bool = False, geometry: Geometry = PLAIN
 ) -> tuple[int, ...]:
-    """What `pack_weights` takes as `tile_for_bits`: for codes of 2..8 bits, the tile with the least predicted time on this machine
-    among those that are exact for these weights (planning/layer.py has the reasons). All zeros, the direct form, is always right.
+    """The tiles that `pack_weights` takes as `tile_for_bits`: for codes of each of 2..8 bits, the tile with the least predicted
+    time on this machine among the tiles that are exact for these weights (planning/layer.py has the reasons). Seven zeros, which
+    choose the direct form, always give right results.
 
     weight, box_filter, geometry: as for `pack_weights`. A geometry that is not plain is computed directly. most_bits: the most bits
     that codes will have, 2..8. Raises ValueError naming the argument, the rule and the value, also where an accumulator could leave
@@ -141,26 +142,35 @@ def conv2d(
     groups: int = 1,
     padding: Numbers | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integer convolution with zero padding and its epilogue (formula: csrc/include/adabm/adabm.h).
+    """Computes an integer convolution with zero padding, and its epilogue (csrc/include/adabm/adabm.h has the formula).
 
-    x_q: uint8 codes [N, H, W, C4], image n on x_bits[n] bits (int32 [N], 2..8). weight: int8 [K, R, S, C / groups], the integers m,
-    or k' with m = 2k' + 1 under `box_filter`;
-    or [R, S, K, R, S, C], one kernel per border class of the pixel. packed: what `pack_weights` made of it for this
-    backend (empty for the reference).
-    alpha: float32 [7, K], per bit-width of x_q. beta: float32 [classes of rows, classes of columns, K] by border class
-    (quantize.Axis.border_class), [(R//2+1)^2, (S//2+1)^2, K] where the geometry is plain; [R, S, K] with a kernel per class.
-    slope: [K] for activation="prelu". residual: float32, shape of y. out_grid, out_bits: grid and bits of the output codes.
-    out: "codes", "float", "both", or "acc" (the int32 accumulators). shuffle: factor of the PixelShuffle in the store, 1..16.
-    features: "float32"; or "int16" for y and the residual in units of 2^-fraction (`quantize.to_fixed`), fraction -16..24: the
-    codes, too, are then of the value that y holds, or would hold. Not with "acc" or a shuffle.
-    packed_codes: x_q and y_q are buffers of `quantize.pack_codes`. threads: 0 takes torch.get_num_threads().
-    stride, dilation, groups, padding: as in `quantize.Geometry`, or one number for rows and columns. Plain is stride 1, dilation 1,
-    one group and an odd kernel with half of it as padding, which padding=None gives; all else needs a backend of ANY_GEOMETRY and
-    a kernel for all pixels alike (`why_not_geometry`).
+    x_q: the codes, uint8 [N, H, W, C4].
+    x_bits: the bits of each image's codes, int32 [N], 2..8.
+    weight: int8 [K, R, S, C / groups], or [R, S, K, R, S, C] with one kernel for each border class of the pixel. It holds the
+        integers m or, with `box_filter`, k', where m = 2k' + 1.
+    packed: the result of `pack_weights` for this weight and backend. It is empty for the reference.
+    alpha: float32 [7, K], the scale of each output for each bit-width of x_q.
+    beta: the constants that are added, float32 [classes of rows, classes of columns, K] by border class
+        (quantize.Axis.border_class). This is [(R//2+1)^2, (S//2+1)^2, K] where the geometry is plain, and [R, S, K] with one kernel
+        for each border class.
+    activation, slope: the activation; "prelu" takes the slopes, float32 [K].
+    residual: features of the type and shape of y, which are added.
+    out_grid, out_bits: the grid, float32 [7, 2], and the bits, int32 [N], of the output codes.
+    out: the outputs to compute: "codes", "float", "both", or "acc" for the int32 accumulators.
+    shuffle: the factor of the PixelShuffle by which outputs are stored, 1..16.
+    features, fraction: "float32", or "int16" where y and the residual are in units of 2^-fraction (`quantize.to_fixed`), with a
+        fraction of -16..24. Codes are then made of the value that y holds, or would hold if it were asked for. "int16" goes neither
+        with out="acc" nor with a shuffle.
+    packed_codes: whether x_q and y_q are buffers of `quantize.pack_codes`.
+    threads: the number of CPU threads; 0 takes torch.get_num_threads().
+    stride, dilation, groups, padding: as in `quantize.Geometry`; one number may stand for rows and columns. The geometry is plain
+        with stride 1, dilation 1, one group, and an odd kernel with half of it as padding, which padding=None gives. Any other
+        geometry needs a backend of ANY_GEOMETRY and the same kernel for all pixels (`why_not_geometry`).
 
-    Returns (y, y_q): float32 (int16, or int32) [N, H'*r, W'*r, K/r^2] and uint8 [N, H'*r, W'*r, (K/r^2)4], with H' x W' the size
-    that torch.nn.functional.conv2d gives, H x W where the geometry is plain; what was not asked for is empty. Raises RuntimeError
-    (from the dispatcher) or ValueError naming the argument, the rule and the value.
+    Returns (y, y_q), with r = shuffle: y, float32 (or int16, or int32) [N, H'*r, W'*r, K/r^2], and y_q, uint8 [N, H'*r, W'*r, C4]
+    of C = K/r^2 channels. H' x W' is the size that torch.nn.functional.conv2d gives, which is H x W where the geometry is plain.
+    An output that was not asked for is empty. Raises RuntimeError (from the dispatcher) or ValueError naming the argument, the rule
+    and the value.
     """
     return torch.ops.adabm.conv2d(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle, out,
@@ -198,14 +208,17 @@ def conv2d_out(
     groups: int = 1,
     padding: Numbers | None = None,
 ) -> None:
-    """`conv2d` into tensors that exist already, at least one of y, float32 (or int16), and y_q, uint8, of the shapes that it would
-    return.
+    """Computes `conv2d` into tensors that exist already. At least one of y, float32 (or int16), and y_q, uint8, must be given, in
+    the shapes that `conv2d` would return.
 
-    y of float32 may be a slice of the channels of a wider contiguous tensor; a residual then has its strides. y and y_q must share
-    no memory with each other, x_q and the residual, but y may be the residual. accumulate: y holds the residual and is added to.
-    depth, region: which pixels are written, where the output has the size of the image. depth is the depth of each tile of the
-    images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`); region is the numbers of a `regions.Region`. With
-    y_q alone, no residual and no pixels passed on, the codes around those pixels are arbitrary. Raises as `conv2d`.
+    y, y_q: they must share no memory with each other, with x_q or with the residual, except that y may be the residual itself. A
+        float32 y may be a slice of the channels of a wider contiguous tensor; a residual then has the strides of y.
+    accumulate: whether y holds the residual, to which the result is added.
+    depth, region: which pixels are written; this needs an output of the size of the image. depth holds the depth of each tile of
+        the images, uint8 [N, rows, columns] (`regions.Depths`) or flat (`tile_depths`). region holds the numbers of a
+        `regions.Region`. With y_q alone, no residual and no pixels passed on, the codes around the written pixels are arbitrary.
+
+    The other arguments are those of `conv2d`. Raises as `conv2d`.
     """
     torch.ops.adabm.conv2d_out(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, out_grid, out_bits, box_filter, activation, shuffle,
@@ -235,10 +248,10 @@ def conv2d_pixels(
     groups: int = 1,
     padding: Numbers | None = None,
 ) -> torch.Tensor:
-    """The floats of `conv2d` as pixels, uint8 [N, H'*r, W'*r, K/r^2], clamped to 0..255 and rounded half to even
+    """The features of `conv2d` as pixels, uint8 [N, H'*r, W'*r, K/r^2], clamped to 0..255 and rounded half to even
     (quantize.to_pixels).
 
-    The kernels write pixels in place of floats; the reference rounds floats. Raises as `conv2d`.
+    The kernels write pixels in place of floats, while the reference computes floats and rounds them. Raises as `conv2d`.
     """
     return torch.ops.adabm.conv2d_pixels(
         x_q, x_bits, weight, packed, alpha, beta, slope, residual, box_filter, activation, shuffle, packed_codes, backend, threads,
@@ -270,7 +283,7 @@ def conv2d_pixels_out(
     groups: int = 1,
     padding: Numbers | None = None,
 ) -> None:
-    """`conv2d_pixels` into a contiguous image, uint8 of the shape it would return.
+    """Computes `conv2d_pixels` into a contiguous image, uint8 of the shape that `conv2d_pixels` would return.
 
     The image must share no memory with x_q and the residual. depth, region: as in `conv2d_out`.
     """
@@ -281,7 +294,8 @@ def conv2d_pixels_out(
 
 
 def why_not_resblock(backend: str, *convs: tuple[torch.Tensor, bool]) -> str:
-    """Why `resblock_out` cannot compute two convolutions, each (weight, box_filter), on a backend; empty where it can."""
+    """Why `resblock_out` cannot compute these two convolutions on a backend; empty where it can. Each is given as (weight,
+    box_filter)."""
     if backend not in RESBLOCKS:
         return f"backend {backend!r} computes convolutions one by one"
     return cast(ResidualBlocks, library.backend_module(backend)).why_not_resblock(*convs)
@@ -311,12 +325,16 @@ def resblock_out(
     depth: torch.Tensor | None = None,
     region: Sequence[int] = (),
 ) -> None:
-    """Two convolutions as `conv2d_out` computes them one after the other, with the codes between them kept on the chip.
+    """Computes two convolutions as `conv2d_out` would one after the other, and keeps the codes between them on the chip.
 
-    first, second: (weight, packed, alpha, beta) of each. inner_grid, inner_bits: the grid, float32 [7, 2], and the bits, int32 [N],
-    of the codes between them. slope, activation: those of the first; the second has none. features, fraction: those of y and the
-    residual. depth, region: those of the results, as in `conv2d_out`; the codes between them are those of 0 where no result is
-    computed. y, y_q: as in `conv2d_out`. Raises as `conv2d`, and RuntimeError where `why_not_resblock` gives a reason.
+    first, second: (weight, packed, alpha, beta) of each convolution. box_filters: `box_filter` of each.
+    inner_grid, inner_bits: the grid, float32 [7, 2], and the bits, int32 [N], of the codes between the convolutions.
+    activation, slope: the activation of the first convolution, as in `conv2d`. The second has none.
+    features, fraction: how y and the residual are stored, as in `conv2d`.
+    depth, region: which pixels of the result are computed, as in `conv2d_out`. Elsewhere the codes between the convolutions stand
+        for 0.
+
+    The other arguments are those of `conv2d_out`. Raises as `conv2d`, and RuntimeError where `why_not_resblock` gives a reason.
     """
     torch.ops.adabm.resblock_out(
         x_q, x_bits, *first, slope, box_filters[0], activation, inner_grid, inner_bits, *second, box_filters[1], residual, out_grid,
@@ -335,11 +353,12 @@ def quantize(
     backend: str = "cpu",
     threads: int = 0,
 ) -> torch.Tensor:
-    """The codes of x - shift: float32 (or int16) [N, C, H, W] of any strides becomes uint8 [N, H, W, C4].
+    """The codes, uint8 [N, H, W, C4], of x - shift.
 
-    grid: float32 [7, 2] (quantize.act_grid). bits: int32 [N]. shift: float32 [C] or None. fraction: for an int16 x, which holds its
-    values in units of 2^-fraction and has no shift. packed_codes: as in `conv2d`. Raises RuntimeError or ValueError naming the
-    argument, the rule and the value.
+    x: float32 (or int16) [N, C, H, W] of any strides. grid: float32 [7, 2] (quantize.act_grid). bits: the bits of each image's
+    codes, int32 [N]. shift: float32 [C], or None for 0. fraction: the unit of an int16 x, whose values are in units of 2^-fraction
+    and which takes no shift. packed_codes: whether the codes are returned as `quantize.pack_codes` packs them. Raises RuntimeError
+    or ValueError naming the argument, the rule and the value.
     """
     return torch.ops.adabm.quantize(x, shift, grid, bits, fraction, packed_codes, backend, threads)
 
@@ -359,12 +378,16 @@ def quantize_out(
     depth: torch.Tensor | None = None,
     region: Sequence[int] = (),
 ) -> None:
-    """`quantize` into uint8 y_q [N, H, W, C or more], contiguous or a slice of the channels of a contiguous tensor.
+    """Computes `quantize` into y_q, uint8 [N, H, W, C or more], which is contiguous or a slice of the channels of a contiguous
+    tensor.
 
     y_q must share no memory with x. Channels of y_q beyond those of x become 0.
-    packed_codes: y_q is all of a buffer [N, H, W, C4] of `quantize.pack_codes`, and the codes are its channels from `start`, a
-    multiple of 4; those behind them become 0 up to the next multiple of 4 and, where that is C4, to the end of the pixel.
-    depth, region: as in `conv2d_out`; no pixels are passed on. Raises as `quantize`.
+    packed_codes, start: with packed codes, y_q is the whole of a buffer [N, H, W, C4] of `quantize.pack_codes`, and the codes are
+        written to its channels from `start`, a multiple of 4. The channels behind them become 0 up to the next multiple of 4 and,
+        where that is C4, up to the end of the pixel.
+    depth, region: as in `conv2d_out`, but no pixels are passed on.
+
+    The other arguments are those of `quantize`. Raises as `quantize`.
     """
     torch.ops.adabm.quantize_out(x, shift, grid, bits, fraction, packed_codes, start, backend, threads, depth, region, y_q)
 
@@ -380,10 +403,10 @@ def quantize_many_out(
     backend: str = "cpu",
     threads: int = 0,
 ) -> None:
-    """`quantize_out` of the same x into several code buffers, each with a grid, bits and a start of its own.
+    """Computes `quantize_out` of the same x into several buffers of codes, each with a grid, bits and a start of its own.
 
-    Backends of QUANTIZE_MANY read x once for all; the others fill one buffer after the other. Raises as `quantize`, and where
-    grids, bits, starts and y_q are not equally many, at least one.
+    Backends of QUANTIZE_MANY read x once for all buffers; the others fill one buffer after the other. Raises as `quantize`, and
+    where grids, bits, starts and y_q are not of one length of at least 1.
     """
     torch.ops.adabm.quantize_many_out(x, grids, bits, packed_codes, starts or [0] * len(grids), backend, threads, y_q)
 
@@ -400,12 +423,14 @@ def tile_depths(
     backend: str = "cpu",
     threads: int = 0,
 ) -> torch.Tensor:
-    """The depth of each tile of images, by how much they bend (exits.tile_bends): uint8 [N, rows, columns] for `regions.Depths`.
+    """The depth of each tile of images, by how much the tile bends (exits.tile_bends): uint8 [N, rows, columns] for
+    `regions.Depths`.
 
-    x_q: pixels as 8-bit codes, uint8 [N, H, W, 4], contiguous, the fourth channel 0. tile: pixels a side. threshold: 0..510; tiles
-    that bend by more get the depth `deep`, 1..255, and the others 0. top, left: rows and columns that the first tiles lack. flat:
-    whether the depths are returned in the flat form (regions.flat_length), which the other operators take too and which programs
-    traced for images of any size need. Raises RuntimeError naming the argument, the rule and the value.
+    x_q: the pixels as 8-bit codes, uint8 [N, H, W, 4], contiguous, with a fourth channel of 0. tile: the side of a tile in pixels.
+    threshold, deep: tiles that bend by more than the threshold, 0..510, get the depth `deep`, 1..255, and the others get 0. top,
+    left: rows and columns of pixels that the first tiles lack. flat: whether the depths are returned in the flat form
+    (regions.flat_length), which the other operators take too and which programs traced for images of any size need. Raises
+    RuntimeError naming the argument, the rule and the value.
     """
     depth = torch.ops.adabm.tile_depths(x_q, tile, top, left, threshold, deep, backend, threads)
     images, height, width, _ = x_q.shape
@@ -413,7 +438,8 @@ def tile_depths(
 
 
 def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:
-    """`measure.image_measure` of float32 [N, 3, H, W] in 0..255, equal up to the rounding of its sums: float32 [N].
+    """The image measure, float32 [N], of images x, float32 [N, 3, H, W] in 0..255. It equals `image_bits.image_measure` up to the
+    rounding of its sums.
 
     Raises RuntimeError naming the argument, the rule and the value.
     """
@@ -423,9 +449,9 @@ def image_measure(x: torch.Tensor, *, backend: str = "cpu") -> torch.Tensor:
 def layer_bits(
     x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, rules: torch.Tensor, *, backend: str = "cpu"
 ) -> torch.Tensor:
-    """Bits of every layer's codes for every image, int32 [L, N], from the images float32 [N, 3, H, W] in 0..255.
+    """The bits of every layer's codes for every image, int32 [L, N].
 
-    lower, upper: float32 [], thresholds of `image_measure`. rules: int32 [L, 2], see `measure.bits_by_rule`. Raises as
-    `image_measure`.
+    x: the images, float32 [N, 3, H, W] in 0..255. lower, upper: the thresholds of the image measure, float32 []. rules: int32
+    [L, 2], see `image_bits.bits_by_rule`. Raises as `image_measure`.
     """
     return torch.ops.adabm.layer_bits(x, lower, upper, rules, backend)

@@ -1,4 +1,4 @@
-"""What the operators require of their arguments: each check names the argument, the rule and the value."""
+"""Checks the arguments of the operators. The error of each check names the argument, the rule and the value."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ _LIB.define("layer_bits(Tensor x, Tensor lower, Tensor upper, Tensor rules, str 
 
 
 def backend_module(backend: str) -> Kernels:
-    """See backends.kernels."""
+    """The module that computes with a backend (backends.kernels)."""
     return kernels(backend)
 
 
@@ -118,8 +118,8 @@ def backend_module(backend: str) -> Kernels:
 
 
 def _launched(backend: str, tensor: torch.Tensor) -> tuple[bool, int] | None:
-    """What calls of backend "triton" depend on besides tensors and settings: whether they are interpreted, which check_place asks,
-    and the generation of launches (backends/launches.py)."""
+    """The values on which calls of backend "triton" depend besides tensors and settings: whether they are interpreted, which
+    check_place asks, and the generation of launches (backends/launches.py). None for other backends."""
     if backend != "triton":
         return None
     return not tensor.is_cuda and cards.interpreting(), launches.generation

@@ -13,19 +13,21 @@ from ..config import ConvertConfig
 from ..networks.spec import ConvSpec
 from ..quantize import MAX_BITS, MIN_BITS, fake_quantize_act, fake_quantize_weight, rest_range
 
-END_BITS = 8  # weights and activations of the first, last and upsampler convolutions of a fully quantised network
+END_BITS = 8  # the bits of weights and activations of the ends of a fully quantised network
 
 
 class SimulatedConv2d(nn.Conv2d):
-    """A convolution that first rounds its input and weight to their grids; zeros pad the rounded input.
+    """A convolution that first rounds its input and weight to their grids. Zeros pad the rounded input.
 
-    spec: its name, shape and role. weight_grid: "odd" or "signed" (quantize.py). quantized: False computes the plain float
-    convolution, with the weights of `float_weights` where those are set. compute_dtype: the float type that the convolution
-    multiplies in (None: that of its input). digits_a: float32 [1] or None, see `digits`. Parameters: lower_a, upper_a [1], the
-    range of the input. Where `shift_a` is not None (float32 [C], what was added to each of the input's channels before the
-    convolution), it is the range of the input less `shift_a`. The range of the weight (`weight_range`) is upper_w, [1] or [K, 1, 1,
-    1], on the odd grid and scale_w, [K, 1, 1, 1], on the signed one. An adaptive convolution also has measure_layer [1], whose
-    rounded value in -1..1 is added to the bits. Ranges start as NaN.
+    spec: its name, shape and role. weight_grid: "odd" or "signed" (quantize.py). quantized: if False, it computes the plain float
+    convolution, with the weights of `float_weights` where those are set. compute_dtype: the float type in which the convolution
+    multiplies; None stands for that of its input. shift_a: the value that was added to each channel of the input before the
+    convolution, float32 [C], or None. digits_a: float32 [1] or None, see `digits`.
+
+    Parameters: lower_a and upper_a, [1] each, are the range of the input, or of the input less `shift_a` where that is not None.
+    The range of the weight (`weight_range`) is upper_w, [1] or [K, 1, 1, 1], on the odd grid and scale_w, [K, 1, 1, 1], on the
+    signed grid. An adaptive convolution also has measure_layer, [1], whose rounded value in -1..1 is added to the bits. Ranges
+    start as NaN.
     """
 
     shift_a: torch.Tensor | None
@@ -62,16 +64,16 @@ class SimulatedConv2d(nn.Conv2d):
 
     @property
     def digits(self) -> int:
-        """Codes of 8 bits that a value of an end's input is held in: 2 where a second code holds what the first leaves, else 1."""
+        """How many 8-bit codes hold a value of an end's input: 2 where a second code holds what the first leaves, else 1."""
         return 1 if self.digits_a is None else int(self.digits_a)
 
     @property
     def layer_offset(self) -> int:
-        """Bits that this layer gets more or less: -1, 0 or 1."""
+        """The bits that this layer gets more or less: -1, 0 or 1."""
         return int(self.measure_layer.detach().clamp(-1, 1).round()) if self.adaptive else 0
 
     def bits(self, image_offset: torch.Tensor) -> torch.Tensor:
-        """Bits of the input of each image, 2..8.
+        """The bits of the input of each image, 2..8.
 
         image_offset: int32 [N]; or float [N], which keeps its gradient. Returns [N] of the same dtype, or float with the gradient
         of a tanh of `measure_layer` where that is learned (AdaBM, section 3.3).

@@ -28,13 +28,14 @@ from .conv import SimulatedConv2d, moved
 
 
 class SimulatedNetwork(GraphModule):
-    """A network computing with few bits: [N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], not clamped.
+    """A simulation of a network of few bits. From images [N, 3, H, W] in 0..255 it makes [N, 3, scale*H, scale*W], not clamped.
 
-    Each image of a batch decides its own bits. The network works in float32 and, after `.double()`, in float64. Parameters are
-    named as in the authors' implementation. A weight is quantised before the BatchNorm that follows it, which computes in float.
-    float_weights: the float network it was made from, under the names that the float module loads strictly. report: what
-    `calibrate` says of its work. fraction: that of the 16-bit features that pass the blocks by (`held`). exit: makes the output of
-    easy tiles, where no block is computed (exits.py); None where there are no such tiles.
+    Each image of a batch decides about its own bits. The network works in float32 and, after `.double()`, in float64. Parameters
+    are named as in the authors' implementation. A weight is quantised before the BatchNorm that follows it, which computes in
+    float. float_weights: the weights of the float network that it was made from, under the names that the float module loads
+    strictly. report: the report of `calibrate`. fraction: the fraction of the features that pass the blocks by, where these have 16
+    bits (`held`). exit: the filter that makes the output of easy tiles, where no block is computed (exits.py); None where there are
+    no such tiles.
     """
 
     def __init__(self, spec: NetworkSpec, config: ConvertConfig, weight_grid: str = "odd"):
@@ -146,7 +147,7 @@ class SimulatedNetwork(GraphModule):
             conv.float_weights = (conv.weight.detach().clone(), bias)
 
     def pixel_shift(self) -> torch.Tensor | None:
-        """What the network adds to each colour before the first convolution, float32 [3]; None where it adds nothing."""
+        """The value that the network adds to each colour before the first convolution, float32 [3]; None where it adds nothing."""
         before = self._structure.before
         shifts = [self.layer_named(node.name).bias for node in before if isinstance(node, ColourShift)]
         shifts += [torch.tensor(node.shift) for node in before if isinstance(node, Affine) and node.shift is not None]
@@ -291,19 +292,20 @@ class SimulatedNetwork(GraphModule):
                     bias.copy_(learned[norm])
 
     def image_offsets(self, x: torch.Tensor) -> torch.Tensor:
-        """Bits that each image gets more or less: int32 [N], zeros when the network is not adaptive; float with a gradient
-        where the thresholds are being learned."""
+        """The bits that each image gets more or less: int32 [N], zeros when the network is not adaptive. While the thresholds are
+        being learned they are floats with a gradient."""
         if not self.config.adaptive:
             return torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
         learned = self.measure_l.requires_grad and torch.is_grad_enabled()
         return (soft_image_offsets if learned else image_offsets)(image_measure(x), self.measure_l, self.measure_u)
 
     def layer_bits(self, image_offset: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Activation bits of every quantised convolution, by name in the order they run: int32 [N] each."""
+        """The bits of the input of every quantised convolution, by name in the order they run: int32 [N] each."""
         return {conv.name: conv.bits(image_offset) for conv in self.quantized_convs()}
 
     def mean_bits(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean activation bits over the counted convolutions (all but the ends, where there are others), float32 [N]."""
+        """The mean bits of each image over the counted convolutions, float32 [N]. All but the ends are counted, or the ends where
+        there are no others."""
         offsets = self.image_offsets(x)
         convs = self.quantized_convs()
         bits = [conv.bits(offsets) for conv in [conv for conv in convs if not conv.end] or convs]
@@ -326,8 +328,8 @@ class SimulatedNetwork(GraphModule):
     def trunk(
         self, x: torch.Tensor, image_offset: torch.Tensor, computed: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The part before the upsampler. Returns the upsampler's input [N, C, H, W] and the features after each block, as they are
-        `held`.
+        """Computes the part before the upsampler. Returns the upsampler's input [N, C, H, W] and the features after each block, as
+        they are `held`.
 
         computed: [N, 1, H, W], 1 where blocks are computed and 0 where they add nothing; None for everywhere.
         """
@@ -336,7 +338,7 @@ class SimulatedNetwork(GraphModule):
         return values[self._structure.entry], [values[name] for name in self._structure.blocks]
 
     def upsample(self, feature: torch.Tensor, image_offset: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The upsampler, from its input [N, C, H, W] and the picture x that this was computed from, to [N, 3, scale*H, scale*W]."""
+        """Computes the upsampler: [N, 3, scale*H, scale*W] from its input [N, C, H, W] and the picture x of that input."""
         values = {self._structure.entry: feature, self.graph.inputs[0]: x}
         self.run_steps(values, self._structure.upsampler, self._few_bits(image_offset))
         return values[self.graph.outputs[0]]
@@ -417,7 +419,8 @@ class SimulatedNetwork(GraphModule):
         return torch.where(whole, self.upsample(feature, offset, x), exit_output(self.exit, x)), blocks
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # one picture
-        """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W]. Raises ValueError unless x is floating point [N, 3, H, W]."""
+        """The output [N, 3, scale*H, scale*W] for x, [N, 3, H, W] in 0..255. Raises ValueError unless x is floating point of this
+        shape."""
         return self.features(x)[0]
 
 
@@ -443,7 +446,7 @@ class Structure:
 
 
 def body_of(graph: Graph) -> tuple[tuple[str, str], ...]:
-    """See `Structure.body`."""
+    """The convolutions and BatchNorms of a graph's body (`Structure.body`)."""
     reading, body = readers(graph), []
     for conv in graph.nodes:
         if isinstance(conv, Conv) and conv.role != "end":
@@ -471,7 +474,7 @@ def _structure_of(graph: Graph) -> Structure:
 
 
 def _computed(depths: Depths, x: torch.Tensor) -> torch.Tensor:
-    """Which pixels of images [N, 3, H, W] have blocks computed: bool [N, 1, H, W]."""
+    """For which pixels of images [N, 3, H, W] blocks are computed: bool [N, 1, H, W]."""
     return Region(own=(1, MAX_DEPTH)).masks(depths, *x.shape[2:])[0][:, None]
 
 

@@ -17,11 +17,11 @@ from .network import SimulatedNetwork, Structure, body_of
 
 
 class SimulatedGraph(SimulatedNetwork):
-    """A network that is none of the known ones (networks/traced.py), computing with few bits. It takes and gives what the module
-    takes and gives.
+    """The simulation, with few bits, of a module that is none of the known networks (networks/traced.py). It takes and gives the
+    same tensors as the module.
 
     It has no upsampler: `trunk` is the whole network, and fine-tuning compares all outputs side by side, each divided by its size.
-    output_sizes: root mean square of each output over the calibration data (`measure_outputs`).
+    output_sizes: the root mean square of each output over the calibration data (`measure_outputs`).
     """
 
     # The size of the outputs that are compared. It is that of pictures in 0..255, for which the rates of losses were chosen.
@@ -56,7 +56,7 @@ class SimulatedGraph(SimulatedNetwork):
         return None
 
     def _outputs(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Two values: what the graph gives, and the features after each block."""
+        """Two values: the outputs of the graph, and the features after each block."""
         values = {self.graph.inputs[0]: x}
         self.run_steps(values, self._structure.trunk, self._few_bits(self.image_offsets(x)))
         return [values[name] for name in self.graph.outputs], [values[name] for name in self._structure.blocks]
@@ -97,13 +97,14 @@ class SimulatedGraph(SimulatedNetwork):
         return self._compared(self._outputs(x)[0])
 
     def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """What `preview` gives, and the features after each residual block, or the same outputs where there is no block."""
+        """The result of `preview`, and the features after each residual block. Where there is no block, the latter are the same
+        outputs."""
         outputs, blocks = self._outputs(x)
         compared = self._compared(outputs)
         return compared, blocks or [compared[None]]
 
     def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]
-        """What the module gives for x [N, C, H, W]. Raises ValueError unless x is floating point of such a shape."""
+        """The outputs of the module for x, [N, C, H, W]. Raises ValueError unless x is floating point of such a shape."""
         spec = self.spec
         if x.ndim != 4 or x.shape[1] != spec.input_channels or not x.is_floating_point():
             wanted = f"floating point [N, {spec.input_channels}, H, W]"

@@ -1,1 +1,1 @@
-"""Pictures of any size through a network: cut into windows, computed, put together, brought to the size that was asked for."""
+"""Computes pictures of any size with a network: cuts them into windows, joins the results, and resizes them as asked for."""

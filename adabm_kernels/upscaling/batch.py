@@ -1,4 +1,4 @@
-"""Picture files through a network: the next one is decoded and the last one encoded while one is computed."""
+"""Upscales picture files one after the other: while one is computed, the next is decoded and the one before is encoded."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .patchwise import Progress
 from .picture import Patch
 from .sizes import Steps
 
-_WAITING = 2  # pictures whose encoding may be unfinished
+_WAITING = 2  # the most pictures whose encoding may be unfinished
 
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to upscale. source: a file, or the bytes of one. target: a file or a binary stream. format: that of the
+    """One picture to upscale. source: a file, or the bytes of one. target: a file or a binary stream. format: the format of the
     target."""
 
     source: Path | bytes
@@ -36,11 +36,11 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What became of a task.
+    """The result of a task.
 
-    layout: of the picture that was read. steps: how it got its size. patches: of the network's first pass. seconds: of computing.
-    error: what went wrong, where it did. stage: "read", "compute" or "write", where it got to. warnings: what was warned of, about
-    the picture and about its output.
+    layout: the layout of the picture that was read. steps: the steps by which it got its size. patches: the windows of the
+    network's first pass. seconds: the time that computing took. error: the error of a task that failed, else None. stage: the stage
+    that the task reached, "read", "compute" or "write". warnings: the warnings about the picture and about its output.
     """
 
     task: Task
@@ -54,44 +54,44 @@ class Outcome:
 
     @property
     def mean_bits(self) -> float | None:
-        """See the function of that name."""
+        """The result of the function `mean_bits` for the patches of this task."""
         return mean_bits(self.patches)
 
     def made(self) -> tuple[Layout, Steps]:
-        """The kind of the picture and how it got its size, once it was computed."""
+        """The layout of a picture that was computed, and the steps by which it got its size."""
         assert self.layout is not None and self.steps is not None, "the picture was computed"
         return self.layout, self.steps
 
     @property
     def computed_share(self) -> float | None:
-        """See the function of that name."""
+        """The result of the function `computed_share` for the patches of this task."""
         return computed_share(self.patches)
 
     @property
     def bits_with_zeros(self) -> float | None:
-        """See the function of that name."""
+        """The result of the function `bits_with_zeros` for the patches of this task."""
         return bits_with_zeros(self.patches)
 
     @property
     def flat_pixels(self) -> int:
-        """Low-resolution pixels that were not computed, because what they see has one colour."""
+        """The number of low-resolution pixels that the network did not compute (`Patch.flat`)."""
         return sum(patch.flat for patch in self.patches)
 
 
 def check_metadata(metadata: str) -> None:
-    """Raise ValueError unless `metadata` is one of the two words for what becomes of EXIF and its like."""
+    """Raises ValueError unless `metadata`, which says what becomes of EXIF and the like, is "keep" or "strip"."""
     if metadata not in ("keep", "strip"):
         raise ValueError(f"metadata must be 'keep' or 'strip', got {metadata!r}")
 
 
 def mean_bits(patches: list[Patch]) -> float | None:
-    """Mean over the pixels of the patches' mean bits, which is what the patches decided for, whether or not their pixels are
-    computed; None for a picture that is transparent everywhere."""
+    """The mean over the pixels of the bits that their patches decided on, whether the pixels are computed or not. None for a
+    picture that is transparent everywhere."""
     return _mean([(patch.mean_bits, patch.height * patch.width) for patch in patches])
 
 
 def computed_share(patches: list[Patch]) -> float | None:
-    """The share of the pixels that have the network's blocks computed, 0..1; what is interpolated throughout has none.
+    """The share of the pixels for which the network's blocks are computed, 0..1. Interpolated pixels are not among them.
 
     None where the network leaves out no blocks, and for a picture that is transparent everywhere.
     """
@@ -99,7 +99,7 @@ def computed_share(patches: list[Patch]) -> float | None:
 
 
 def bits_with_zeros(patches: list[Patch]) -> float | None:
-    """The mean bits where a pixel without blocks counts as 0 bits; None as `computed_share`."""
+    """The mean bits where a pixel without blocks counts as 0 bits; None where `computed_share` is None."""
     shares = [(patch, patch.with_blocks / (patch.height * patch.width)) for patch in _varying(patches)]
     return _mean([(patch.mean_bits * share, patch.height * patch.width) for patch, share in shares])
 
@@ -125,10 +125,10 @@ def upscale_files(
     metadata: str = "keep",
     progress: Callable[[Task], Progress | None] | None = None,
 ) -> Iterator[Outcome]:
-    """Upscale one picture after the other and say of each what became of it, in their order; one that fails stops no other.
+    """Upscales one picture after the other and yields the outcome of each in their order. A picture that fails stops no other.
 
-    max_pixels, strict: as for `open_picture`. quality: of JPEG and WebP. metadata: "keep" or "strip", whether EXIF and its like go
-    into the outputs. progress: gives for each task what is called with its windows done.
+    max_pixels, strict: as for `open_picture`. quality: the quality of JPEG and WebP. metadata: "keep" or "strip", whether EXIF and
+    the like go into the outputs. progress: a function that gives for each task the function to call with the windows done.
     """
     check_metadata(metadata)
     opening = _Opening(max_pixels, strict, metadata == "strip")
@@ -147,7 +147,7 @@ def upscale_files(
 
 
 def _ahead(items: Iterator) -> Iterator:
-    """The items, each of which is made while the one before it is worked on."""
+    """Yields the items. Each is made while the caller works on the one before it."""
     held: deque = deque()
     for item in items:
         held.append(item)
@@ -158,7 +158,7 @@ def _ahead(items: Iterator) -> Iterator:
 
 @dataclass(frozen=True)
 class _Opening:
-    """How pictures are opened. strip: whether to leave out their metadata."""
+    """The settings with which pictures are opened. strip: whether to leave out their metadata."""
 
     max_pixels: int
     strict: bool
@@ -223,7 +223,7 @@ def _settled(outcome: Outcome, encoding: Future | None) -> Outcome:
     if encoding is not None:
         outcome.error = encoding.exception()
     error: BaseException | None = outcome.error
-    while error is not None:  # the frames of the error hold the open picture, and the error itself
+    while error is not None:  # The frames of the error are cleared, because they hold the open picture and the error itself.
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
     return outcome

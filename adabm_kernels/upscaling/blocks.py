@@ -1,4 +1,4 @@
-"""Where a window had the blocks of its network computed, for networks that leave them out in easy tiles of a picture."""
+"""Where in a window the network's blocks were computed, for networks that leave them out in easy tiles of a picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .picture import Window
 
 
 class Blocks:
-    """The tiles of the picture's grid in which a window had blocks computed."""
+    """The tiles of a picture in which blocks were computed for a window."""
 
     def __init__(self, tile: int, depths: Depths | None, window: Window):
         rows, columns = window.rows, window.columns
@@ -20,7 +20,7 @@ class Blocks:
         self._hard = np.full(counts, window.needed is not None) if depths is None else depths.values[0].numpy() > 0
 
     def pixels(self, cell: Rect) -> int:
-        """Pixels of a cell that had blocks computed."""
+        """The number of pixels of a cell for which blocks were computed."""
         seen = cell.overlap(self._seen)
         if seen.area == 0:
             return 0
@@ -28,7 +28,7 @@ class Blocks:
         return int(rows @ self._part(seen).astype(np.int64) @ columns)
 
     def tiles(self, cell: Rect) -> np.ndarray:
-        """See Patch.depths."""
+        """The share of the blocks that was computed in each tile of a cell (`Patch.depths`)."""
         tile, seen = self._tile, cell.overlap(self._seen)
         top, left = cell.top // tile, cell.left // tile
         found = np.zeros((-(-cell.bottom // tile) - top, -(-cell.right // tile) - left), np.float32)
@@ -39,7 +39,7 @@ class Blocks:
         return found
 
     def _part(self, place: Rect) -> np.ndarray:
-        """Which tiles of a place had blocks computed; none of these tiles is empty."""
+        """In which tiles of a place blocks were computed. Each of these tiles holds at least one pixel."""
         ends = (place.top, place.bottom), (place.left, place.right)
         index = [slice(a // self._tile - at, -(-b // self._tile) - at) for (a, b), at in zip(ends, self._first, strict=True)]
         return self._hard[tuple(index)]

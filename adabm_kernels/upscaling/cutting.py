@@ -1,4 +1,5 @@
-"""How pictures are cut into windows: how large these are, which of them are computed together, and what that takes of memory."""
+"""How pictures are cut into windows: how large the windows are, which of them are computed together, and how much memory that
+takes."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 TILE_HALOS = 48  # Sides of a window in halos: (1 + 2 / 48)^2 is 1.085, so that overlapping costs 9 % at most.
 SMALLEST_TILE = 16
-# sides that are tried in turn when memory is short
+# These sides of windows are tried in turn when memory is short.
 TILES = (4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, SMALLEST_TILE)
 BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}  # low-resolution pixels that a batch of small windows may have
 JOINED_PIXELS = 1 << 20  # the most low-resolution pixels of windows that are computed as one
@@ -24,8 +25,8 @@ RESERVE = 64 << 20  # bytes that are left for the codecs
 
 @dataclass(frozen=True)
 class Beside:
-    """What is held beside a picture's windows for what comes before and after them. fixed: bytes. share: for each byte of a band of
-    output."""
+    """The memory that other stages of the work on a picture hold beside its windows: `fixed` bytes, and `share` bytes for each byte
+    of a band of output."""
 
     fixed: int = 0
     share: float = 0.0
@@ -33,13 +34,14 @@ class Beside:
 
 @dataclass(frozen=True)
 class Cutting:
-    """How a network's pictures are cut, on the device where it is.
+    """How pictures are cut into windows for a network on its present device. All lengths are in low-resolution pixels.
 
-    scale: of the network. radius: of its receptive field. tile: low-resolution pixels a side that a window keeps, 0 for the whole
-    picture, None for `default_tile` or less where max_memory asks for it. halo: pixels around them that are computed too. grid:
-    windows begin at multiples of so many pixels, but for the last. phase: all of them do at multiples of so many. paper: AdaBM's
-    patches take the place of windows. device: the type of the device. bytes_per_pixel: what a forward pass holds for each
-    low-resolution pixel. max_memory: bytes that the process may hold, None for no bound. beside: what is held beside the windows.
+    scale: the network's scale. radius: the radius of its receptive field. tile: the side of the square that a window keeps; 0 for
+    the whole picture, None for `default_tile` or less where max_memory asks for it. halo: how many pixels around the square are
+    computed too. grid: all windows except the last of an axis begin at multiples of this. phase: all windows begin at multiples of
+    this. paper: whether AdaBM's patches take the place of windows. device: the type of the device. bytes_per_pixel: the bytes that
+    a forward pass holds for each pixel. max_memory: the bytes that the process may hold, None for no bound. beside: the memory that
+    is held beside the windows.
     """
 
     scale: int
@@ -56,11 +58,12 @@ class Cutting:
 
     @property
     def batch_pixels(self) -> int:
-        """Low-resolution pixels that a batch of small windows may have."""
+        """The most low-resolution pixels of a batch of small windows."""
         return BATCH_PIXELS.get(self.device, BATCH_PIXELS["cpu"])
 
     def windows(self, height: int, width: int, layout: Layout | None = None) -> tuple[list[Span], list[Span]]:
-        """Rows and columns of the windows. layout: of the picture, for a tile that max_memory allows.
+        """The rows and the columns of the windows. layout: the layout of the picture, from which follows what max_memory allows;
+        None does not apply max_memory.
 
         Raises ValueError where max_memory does not allow the smallest tile.
         """
@@ -83,8 +86,8 @@ class Cutting:
         return found
 
     def groups(self, rows: list[Span], width: int, layout: Layout | None = None) -> tuple[list[list[Span]], int]:
-        """Rows of windows that are computed together, as many as could be one window across the picture, and the most pixels that
-        windows may have as one, 0 where they stay apart."""
+        """Two values: the rows of windows in groups that are computed together, and the most pixels of windows that are computed as
+        one, 0 where windows stay apart. A group has as many rows as could be one window across the whole picture."""
         for count in range(len(rows), 0, -1):
             groups = [rows[first : first + count] for first in range(0, len(rows), count)]
             joined = self._joined_pixels([from_to(group[0], group[-1]) for group in groups], layout)
@@ -93,7 +96,7 @@ class Cutting:
         return groups, joined
 
     def held_bytes(self, rows: list[Span], layout: Layout) -> int:
-        """Two bands of output, what is made of them, and the rows they are made from."""
+        """The bytes of two bands of output, of what later stages make of them, and of the picture's rows for them."""
         largest = max(span.length for span in rows)
         kept = max(span.last - span.first for span in rows)
         bands = min(2, len(rows)) * kept * self.scale**2 * layout.row_bytes
@@ -125,7 +128,7 @@ class Cutting:
         return machine.resident_bytes() + RESERVE + self.beside.fixed + self.held_bytes(rows, layout)
 
     def _joined_pixels(self, rows: list[Span], layout: Layout | None) -> int:
-        """The most pixels that windows may have as one where the picture comes in these rows; 0 where they stay apart."""
+        """The most pixels of windows that are computed as one where the picture comes in these rows; 0 where windows stay apart."""
         if self.paper or self.device != "cpu":  # in all other cases windows of one shape make batches
             return 0
         if self.max_memory is None or layout is None:
@@ -134,7 +137,7 @@ class Cutting:
 
 
 def default_tile(halo: int) -> int:
-    """Pixels a side that a window keeps, so that a halo costs at most 9 % more pixels."""
+    """The side in pixels of the square that a window keeps, chosen so that the halo costs at most 9 % more pixels."""
     return max(TILE_HALOS * halo, 256)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of any size to any size: a network's windows, as often as it takes, and a filter for the rest."""
+"""Enlarges pictures of any size to any size: the network computes them as often as it takes, and a filter does the rest."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from ..nn.lanes import Lane
     from .picture import Patch
 
-_BAND_BYTES = 8 << 20  # bytes of a picture that go to the filter at once, where there is no network
+_BAND_BYTES = 8 << 20  # the bytes of a picture that go to the filter at once, where no pass of a network comes before it
 
 
 class Enlarger:
-    """A network in windows that makes pictures of the size that is asked for, row by row in bounded memory.
+    """Makes pictures of the size that is asked for, row by row in bounded memory, with a network that computes in windows.
 
-    network: makes `scale` times as many pixels a side. size: asked for, by default the network's own. max_pixels: the most that a
-    picture may have; its output, and what the network makes on the way to it, may have scale^2 times as many.
-    Threads may share it.
+    network: the network, which enlarges each side `scale` times. size: the size that is asked for, by default the network's own.
+    max_pixels: the most pixels of a picture. Its output, and each picture that the network makes on the way to it, may have scale^2
+    times as many.
+    Several threads may share one Enlarger.
     """
 
     def __init__(self, network: Patchwise, size: Size | None = None, *, max_pixels: int = MAX_PIXELS):
@@ -61,7 +62,7 @@ class Enlarger:
         return self.output(layout)
 
     def lanes(self, in_flight: int | None) -> list[Lane]:
-        """See `Patchwise.lanes`."""
+        """Lanes for `in_flight` pictures at once (`Patchwise.lanes`)."""
         return self.network.lanes(in_flight)
 
     def picture(
@@ -72,9 +73,9 @@ class Enlarger:
         record: list[Patch] | None = None,
         progress: Progress | None = None,
     ) -> Generator[np.ndarray, None, None]:
-        """The picture in its new size in bands from the top, [rows, width, channels] of the layout's type, rows possibly 0.
+        """The picture in its new size, in bands from the top: [rows, width, channels] of the layout's type, where rows may be 0.
 
-        read, progress: as of `Patchwise.picture`. record: is given the windows of the network's first pass.
+        read, progress: as for `Patchwise.picture`. record: a list to which the windows of the network's first pass are appended.
         """
         steps = self.steps(layout.width, layout.height)
         stages = self._stages(layout)
@@ -87,12 +88,13 @@ class Enlarger:
         return self._resized(bands, replace(layout, width=steps.made[0], height=steps.made[1]), steps) if steps.resized else bands
 
     def array(self, rows: np.ndarray, layout: Layout, **options: Any) -> np.ndarray:
-        """`picture` for rows in memory, [H, W, channels]: [height, width, channels]."""
+        """The picture in its new size, [height, width, channels], of rows in memory, [H, W, channels]. options: see `picture`."""
         bands = list(self.picture(_reader(iter([rows]), layout), layout, **options))
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, height, width] on the same device, not clamped."""
+        """Images in their new size, float32 [N, 3, height, width], of x, float32 [N, 3, H, W] in 0..255. They are on the same
+        device and not clamped."""
         steps = self.steps(x.shape[3], x.shape[2])
         for number in range(steps.passes):
             x = self.network.tensor(x.clamp(0, 255) if number else x)
@@ -130,7 +132,7 @@ class Enlarger:
 
 
 class _Counted:
-    """Progress of several passes as one: windows done and in all."""
+    """Reports the progress of several passes as one: the windows done, and the windows in all passes."""
 
     def __init__(self, progress: Progress, stages: list[tuple[Patchwise, Layout]]):
         self._progress, self._done = progress, [0] * len(stages)
@@ -167,7 +169,7 @@ def _reader(bands: Iterator[np.ndarray], layout: Layout) -> Callable[[int], np.n
 
 
 def _pieces(read: Callable[[int], np.ndarray], layout: Layout) -> Generator[np.ndarray, None, None]:
-    """The picture as it is, in bands from the top."""
+    """Yields the unchanged picture in bands from the top."""
     step = max(_BAND_BYTES // layout.row_bytes, 1)
     for first in range(0, layout.height, step):
         yield read(min(step, layout.height - first))

@@ -1,4 +1,4 @@
-"""Where a picture has one colour, a network of integers gives the same result everywhere, and need not compute it again."""
+"""Where a picture has one colour, a network of integers gives the same result at every pixel, which is computed only once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BLOCK = 64  # rows that are compared at a time
 
 
 class Rect(NamedTuple):
-    """Pixels top..bottom x left..right, the latter of each pair excluded."""
+    """A rectangle of pixels: the rows top..bottom and the columns left..right, where bottom and right are excluded."""
 
     top: int
     bottom: int
@@ -25,7 +25,7 @@ class Rect(NamedTuple):
         return Rect(self.top + down, self.bottom + down, self.left + right, self.right + right)
 
     def union(self, other: Rect) -> Rect:
-        """The least rectangle around both."""
+        """The smallest rectangle that holds both."""
         return Rect(
             min(self.top, other.top), max(self.bottom, other.bottom), min(self.left, other.left), max(self.right, other.right)
         )
@@ -48,14 +48,15 @@ class Rect(NamedTuple):
 
 
 def busy(pixels: np.ndarray, kept: Rect, radius: int) -> Rect | None:
-    """A rectangle of `kept` with all pixels that see more than one colour within `radius`; None where there are none.
+    """A rectangle within `kept` that holds all of its pixels that see more than one colour within `radius`. It may be a row or a
+    column too large. None where there are no such pixels.
 
-    pixels: [H, W, channels], with as many around `kept` unless the picture ends there. It may be a row or a column too large.
+    pixels: [H, W, channels], with `radius` pixels around `kept`, or fewer where the picture ends.
     """
     top, left = max(kept.top - radius, 0), max(kept.left - radius, 0)
     seen = pixels[top : kept.bottom + radius, left : kept.right + radius]
     height, width, channels = seen.shape
-    rows, values = np.zeros(height, bool), np.zeros((width, channels), bool)  # those that differ from the ones before them
+    rows, values = np.zeros(height, bool), np.zeros((width, channels), bool)  # which rows and values differ from those before them
     for first in range(0, height, _BLOCK):
         block = seen[first : first + _BLOCK]
         across = block[:, 1:] != block[:, :-1]
@@ -73,15 +74,17 @@ def busy(pixels: np.ndarray, kept: Rect, radius: int) -> Rect | None:
 
 
 def patch_side(radius: int) -> int:
-    """Pixels a side of a patch of one colour with a pixel of every kind: so far from each border, or further than the radius."""
+    """The side in pixels of the smallest patch of one colour that has a pixel of every kind: for each border, one at each distance
+    up to the radius, and one that is further away."""
     return 2 * radius + 1
 
 
 def spread(patch: np.ndarray, out: np.ndarray, place: Rect, height: int, width: int, radius: int) -> None:
-    """Fill a place of a picture of one colour.
+    """Fills a place of one colour in a picture with the network's results for a patch of this colour.
 
-    patch: [scale * n, scale * n, channels], the output of a patch of n = `patch_side` pixels. out: [scale * h, scale * w, channels]
-    of the place. height, width: of the low-resolution picture, at least n each.
+    patch: the network's output for a patch of n = `patch_side` pixels a side, [scale * n, scale * n, channels]. out: the output at
+    the place, [scale * h, scale * w, channels], which is written. height, width: the size of the low-resolution picture, at least n
+    each.
     """
     scale = len(patch) // patch_side(radius)
     columns = (_kinds(place.left, place.right, width, radius)[:, None] * scale + np.arange(scale)).ravel()
@@ -93,6 +96,6 @@ def spread(patch: np.ndarray, out: np.ndarray, place: Rect, height: int, width: 
 
 
 def _kinds(first: int, last: int, size: int, radius: int) -> np.ndarray:
-    """The pixels of a patch that those of an axis are like."""
+    """For the pixels first..last of an axis, the indexes of the pixels of the patch that lie alike to the borders."""
     at = np.arange(first, last)
     return np.minimum(at, radius) + np.maximum(at - (size - 1 - radius), 0)

@@ -1,4 +1,4 @@
-"""Smooth areas of windows: found, and interpolated in place of what the network makes of them."""
+"""Finds the smooth areas of windows, and interpolates them in place of the network's results."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _KEEPS: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 def keeps_colours(model: Any) -> bool:
-    """Whether the float network of a converted model gives back flat colours as they are; no for a model without float weights.
+    """Whether the float network of a converted model gives back flat colours as they are. False for a model without float weights.
 
-    Networks that only upscale do, to one level; one that changes colours or contrast does not, and interpolation would show in it.
-    Threads may ask at once: the answer is remembered only when it is known.
+    Networks that only upscale do so, to one level of 255. A network that changes colours or contrast does not, and interpolated
+    areas would show in its output. Several threads may ask at once: an answer is kept only when it is complete.
     """
     if model not in _KEEPS:
         _KEEPS[model] = model.float_state is not None and gives_back_colours(model.float_model().eval().cpu(), model.scale)
@@ -38,7 +38,8 @@ def keeps_colours(model: Any) -> bool:
 def find_smooth_pixels(
     held: Rows, row: Span, column: Span, layout: Layout, varies: bool, rules: tuple[Rule, Rule]
 ) -> list[Smooth | None]:
-    """Where a window is interpolated, for its colours and, where alpha varies, for its alpha. rules: one for either."""
+    """Where a window is interpolated: one entry for its colours and, where alpha varies, one for its alpha, each None for nowhere.
+    rules: the rule for colours and the rule for alpha."""
     kept, seen = kept_by(row, column), Rect(row.start, row.stop, column.start, column.stop)
     pixels, unit = held.window(row, column), 1 if layout.depth == 8 else 257
     if not varies:
@@ -48,7 +49,7 @@ def find_smooth_pixels(
 
 
 def interpolate(window: Window, held: Rows, layout: Layout, first: int, out: np.ndarray, scale: int, threads: int) -> None:
-    """Interpolate what is smooth of a window into `out`, whose first row is low-resolution row `first`, over what is there."""
+    """Interpolates the smooth parts of a window over the results in `out`, which begins with low-resolution row `first`."""
     count = colour_channels(layout)
     for smooth in window.smooth:
         target = part_of(out, smooth.place, first, scale)
@@ -59,9 +60,9 @@ def interpolate(window: Window, held: Rows, layout: Layout, first: int, out: np.
 
 
 def interpolate_results(window: Window, held: Rows, layout: Layout, scale: int, threads: int) -> None:
-    """Interpolate what is smooth of a window whose alpha varies, in what the network made of its colours times alpha and of alpha.
+    """Interpolates the smooth parts of a window whose alpha varies, in the network's results for colours times alpha and for alpha.
 
-    Results that were not computed begin as zeros, which interpolation then replaces throughout.
+    A result that was not computed begins as zeros, all of which the interpolation replaces.
     """
     rows, columns = window.rows, window.columns
     seen = network_images(held.window(rows, columns), layout, window.varies)
@@ -76,7 +77,7 @@ def interpolate_results(window: Window, held: Rows, layout: Layout, scale: int, 
 
 
 def _interpolate(smooth: Smooth, x: np.ndarray, top: int, left: int, y: np.ndarray, threads: int) -> None:
-    """See `interpolate_reference`, which this is by the CPU library where there is one."""
+    """Computes `interpolate_reference`, with the CPU library where it is there."""
     if native.why_missing("cpu"):
         interpolate_reference(smooth, x, top, left, y)
         return

@@ -1,4 +1,5 @@
-"""Pictures of any size through a network: cut into windows, computed in batches of one bit-width, put together row by row."""
+"""Computes pictures of any size with a network: it cuts them into windows, computes these in batches of one bit-width, and joins
+the results row by row."""
 
 from __future__ import annotations
 
@@ -34,27 +35,31 @@ Progress = Callable[[int, int, str], None]  # called with (done, in all, doing w
 
 PROTOCOLS = ("halo", "paper")
 SMOOTH = ("auto", "interpolate", "network")
-_PATCHES = 8  # the most patches of one colour that are remembered
+_PATCHES = 8  # the most results for patches of one colour that are kept
 
 
 class Patchwise:
     """A converted network that takes pictures of any size in bounded memory.
 
-    tile: low-resolution pixels a side that a window keeps; 0 for the whole picture as one, None for TILE_HALOS halos or less
-    where max_memory asks for it. halo: pixels around them that are computed too; None for as many as a pixel sees (`reach`), with
-    which windows join without any difference. protocol: "halo", or "paper" for AdaBM's 96x96 patches without one.
-    tta: the mean over the eight flips and turns of every window (self-ensemble; Timofte et al., CVPR 2016), eight times the work.
-    max_memory: bytes that the process may hold; None for no bound.
-    smooth: "interpolate" the smooth areas of pictures, where cubic interpolation lies nearer to the float network than few bits do
-    (smooth.py), or leave them to the "network"; "auto" interpolates if the float network gives back flat colours as they are, as
-    one that only upscales does. Tensors and protocol "paper" are the network's throughout.
+    tile: the side of the square that a window keeps, in low-resolution pixels. 0 takes the whole picture as one window. None takes
+        `cutting.default_tile`, or less where max_memory asks for it.
+    halo: how many pixels around this square are computed too and thrown away. None takes as many as a pixel of the output sees
+        (`reach`). The result is then the same as if the picture were not cut.
+    protocol: "halo", or "paper" for AdaBM's patches of 96x96 pixels, which have no halo.
+    tta: whether the result is the mean over the eight flips and turns of every window (self-ensemble; Timofte et al., CVPR 2016),
+        which takes eight times the work.
+    max_memory: the bytes that the process may hold; None for no bound.
+    smooth: how the smooth areas of pictures are made. "interpolate" makes them by cubic interpolation, which lies there nearer to
+        the float network than few bits do (smooth.py). "network" leaves them to the network. "auto" interpolates if the float
+        network gives back flat colours unchanged, as networks do that only upscale. Tensors are always left to the network, and so
+        are pictures with protocol "paper".
 
-    Every window decides about its bits by what it keeps, not by its halo. Windows that got the same bits are computed together: on
-    a CPU neighbours as one larger window, so that the halo between them is not computed, else in batches. What is interpolated
-    throughout is not computed; nor is, with smooth="network", what depends on one colour only. Within a window that takes a network
-    of integers throughout, a halo of `reach` or more and a picture that is not taken whole. None of this changes a pixel with
-    such a halo. Threads may share it.
-    Raises ValueError naming the argument, the rule and the value.
+    Every window decides about its bits by the pixels that it keeps, not by its halo. Windows with the same bits are computed
+    together: on a CPU neighbours form one larger window, so that the halo between them is not computed; elsewhere they form a
+    batch. Areas that are wholly interpolated are not computed and, with smooth="network", neither are areas that depend on a single
+    colour. To leave out only a part of a window needs a network that computes in integers throughout, a halo of at least `reach`,
+    and a picture that is cut (tile is not 0). With such a halo none of this changes any pixel.
+    Several threads may share one Patchwise. Raises ValueError naming the argument, the rule and the value.
     """
 
     def __init__(
@@ -100,25 +105,26 @@ class Patchwise:
         self.beside = Beside()
 
     def with_beside(self, beside: Beside) -> Patchwise:
-        """The same settings with this much held besides the windows, which leaves less of max_memory to them."""
+        """A copy with the same settings that takes this memory to be held besides the windows, which leaves less of max_memory to
+        them."""
         other = copy.copy(self)
         other.beside = beside
         return other
 
     @property
     def grid(self) -> int:
-        """Pixels a side of the tiles that have a depth of their own; 1 where all have the same."""
+        """The side in pixels of the depth tiles; 1 where all pixels have the same depth."""
         return tile_grid(self.model)
 
     @property
     def reach(self) -> int:
-        """How far a pixel of the output sees, in low-resolution pixels: the receptive field, and what decides on the depth of the
-        tiles in it."""
+        """How far a pixel of the output sees, in low-resolution pixels: to the end of the receptive field and of the pixels that
+        decide on the depth of the tiles in it."""
         return reach(self.model)
 
     @property
     def halo(self) -> int:
-        """Pixels around a window that are computed too."""
+        """How many pixels around the kept part of a window are computed too, on each side."""
         phase = self.model.spec.grid
         if self._halo is not None:
             return -(-self._halo // phase) * phase
@@ -150,11 +156,11 @@ class Patchwise:
         )
 
     def windows(self, height: int, width: int, layout: Layout | None = None) -> tuple[list[Span], list[Span]]:
-        """See `Cutting.windows`."""
+        """The rows and the columns of the windows of a picture (`Cutting.windows`)."""
         return self.cutting.windows(height, width, layout)
 
     def held_bytes(self, rows: list[Span], layout: Layout) -> int:
-        """See `Cutting.held_bytes`."""
+        """The bytes that these rows of windows hold besides a batch (`Cutting.held_bytes`)."""
         return self.cutting.held_bytes(rows, layout)
 
     def _bytes_per_pixel(self) -> int:
@@ -166,11 +172,11 @@ class Patchwise:
         return torch.device("cpu") if tensor is None else tensor.device
 
     def _learns(self) -> bool:
-        """Whether thresholds follow the images in their order."""
+        """Whether the thresholds change with each image, so that the order of the images counts."""
         return self.model.running_thresholds is not None
 
     def _in_integers(self) -> bool:
-        """Whether all pixels are computed in integers. The floats of a "body" network depend on how they are summed."""
+        """Whether all pixels are computed in integers. Those of a "body" network are not, and depend on the order of its sums."""
         return self.model.full
 
     def _lending_output(self) -> AbstractContextManager[None]:
@@ -183,7 +189,8 @@ class Patchwise:
         return self.model.threads
 
     def lanes(self, in_flight: int | None) -> list[Lane]:
-        """Lanes for so many pictures at once; for None two on a CUDA device, where nothing asks for one after the other."""
+        """Lanes for `in_flight` pictures at once. None stands for 2 on a CUDA device, unless max_memory bounds the memory or the
+        order of the images counts, and else for 1."""
         running = self._learns()
         if in_flight is None:
             in_flight = 2 if self._device().type == "cuda" and self.max_memory is None and not running else 1
@@ -201,13 +208,13 @@ class Patchwise:
         record: list[Patch] | None = None,
         progress: Progress | None = None,
     ) -> Generator[np.ndarray, None, None]:
-        """The upscaled picture in bands from the top, [rows, scale*W, channels] of the layout's type.
+        """Yields the upscaled picture in bands from the top, [rows, scale*W, channels] of the layout's type.
 
-        read: gives the next n rows of the picture, [n, W, channels]. record: is given every window. progress: called after every
-        batch with the windows done.
-        Colours with transparency are computed as they are seen, multiplied by their alpha, and so is alpha itself, both by the
-        network; what is fully transparent has no colour. Grey is the luma of the network's output. Of 16 bits per channel a
-        fully quantised network sees the upper eight; its output has sixteen.
+        read: a function of n that gives the next n rows of the picture, [n, W, channels]. record: a list to which every window is
+        appended. progress: a function that is called after every batch with (windows done, windows in all, "upscaling").
+        The network computes colours with transparency as they are seen, multiplied by their alpha, and it computes alpha itself.
+        Fully transparent pixels get no colour. Grey is the luma of the network's output. Of 16 bits per channel a fully quantised
+        network sees the upper eight, but its output has sixteen.
         """
         rows, columns = self.windows(layout.height, layout.width, layout)
         groups, joined = self.cutting.groups(rows, layout.width, layout)
@@ -227,7 +234,7 @@ class Patchwise:
             yield out
 
     def array(self, rows: np.ndarray, layout: Layout, **options: Any) -> np.ndarray:
-        """`picture` for rows in memory, [H, W, channels]: [scale*H, scale*W, channels]."""
+        """The upscaled picture, [scale*H, scale*W, channels], of rows in memory, [H, W, channels]. options: as for `picture`."""
         top = 0
 
         def read(count: int) -> np.ndarray:
@@ -239,7 +246,7 @@ class Patchwise:
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
     def _band(self, held: Rows, group: list[Span], columns: list[Span], picture: Picture, out: np.ndarray) -> Iterator[int]:
-        """Compute the windows of some rows from their pixels into `out`; yields how many were finished."""
+        """Computes the windows of the rows in `group` from their pixels into `out`, and yields how many were finished each time."""
         layout, s, finished = picture.layout, self.scale, 0
         windows: list[list[Window]] = []
         for row in group:
@@ -271,7 +278,7 @@ class Patchwise:
                 interpolate(window, held, layout, group[0].first, out, s, self.threads)
 
     def _window(self, held: Rows, row: Span, column: Span, picture: Picture) -> Window | None:
-        """One window with the bits that it decides on; None for one that is transparent everywhere."""
+        """The window of these rows and columns with the bits that it decides on; None where it is transparent everywhere."""
         layout = picture.layout
         opacity, varies = None, False
         if layout.alpha:
@@ -293,7 +300,8 @@ class Patchwise:
         return Window(row, column, [kept], offsets, opacity, varies, needed, parts[0], parts[1] if varies else [])
 
     def _run(self, windows: list[Window], held: Rows, first: int, picture: Picture, out: np.ndarray) -> Iterator[int]:
-        """Compute windows into `out`, whose first row is low-resolution row `first`; yields how many were finished."""
+        """Computes windows into `out`, whose first row is made of low-resolution row `first`, and yields how many were finished
+        each time."""
         layout = picture.layout
         forward = self.forward_pixels if self._finishes(layout) else self.forward
         for batch in self._batches(windows):
@@ -322,13 +330,14 @@ class Patchwise:
                 yield finished
 
     def _decide(self, x: torch.Tensor) -> torch.Tensor | None:
-        """int32 [1]: the bits more or less of a window, by what it keeps; None of a float network."""
+        """The bits that a window gets more or less, int32 [1], decided by the pixels x that it keeps. A float network has None."""
         return self.model.image_offsets(x, learn=True)
 
     def _batches(self, windows: list[Window]) -> Iterator[list[tuple[Window, int]]]:
-        """Pictures of windows (which, and its first or second) of the same shape and bits, in batches.
+        """Yields batches of images that have the same shape and bits, each image as (its window, 0 for colours or 1 for alpha).
 
-        What a network makes of colours is held until it has made alpha, so few windows whose alpha varies are under way at a time.
+        The network's result for colours is held until that for alpha is there, so only few windows whose alpha varies are computed
+        at a time.
         """
         most = self.cutting.batch_pixels
         for some in self._under_way(windows, most):
@@ -344,7 +353,8 @@ class Patchwise:
 
     @staticmethod
     def _under_way(windows: list[Window], most: int) -> Iterator[list[Window]]:
-        """All windows whose alpha does not vary, then the others in groups of one or of at most so many pixels."""
+        """Yields all windows whose alpha does not vary, and then the others in groups of at most `most` pixels. A larger window is
+        a group of its own."""
         yield [window for window in windows if not window.varies]
         some: list[Window] = []
         total = 0
@@ -360,18 +370,19 @@ class Patchwise:
         yield some
 
     def _origin(self, window: Window) -> tuple[int, int]:
-        """Where the computed part of a window begins in the grid of tiles."""
+        """The place in its depth tile, as row and column, of the first pixel that a window computes."""
         return window.rows.start % self.grid, window.columns.start % self.grid
 
     def _tile_depths(self, x: torch.Tensor, index: int, origin: tuple[int, int]) -> Depths | None:
-        """The depths of the tiles of one image of a batch, in main memory."""
+        """The depths of the tiles of one image of a batch, in main memory; None where all tiles have all blocks."""
         if self.grid == 1:
             return None
         depths = self.model.tile_depths(x[index : index + 1], origin=origin)
         return None if depths is None else replace(depths, values=depths.values.cpu())
 
     def _patches(self, window: Window, seconds: float, depths: Depths | None) -> list[Patch]:
-        """The windows that one was made of. depths: of the tiles of what was computed, None where all have all blocks."""
+        """The Patch of each of the windows that were joined to this one. depths: the depths of the tiles in its computed part, None
+        where all tiles have all blocks."""
         offset = window.offsets[0]
         assert offset is not None, "a converted network decides on every window"
         mean_bits = float(self.model.mean_bits(None, offset=offset)[0])
@@ -388,7 +399,7 @@ class Patchwise:
         ]  # fmt: skip
 
     def _store(self, window: Window, held: Rows, layout: Layout, target: np.ndarray) -> None:
-        """Rounds the part that a window keeps into its place, and releases the window's results."""
+        """Rounds the part that a window keeps, writes it into its place `target`, and releases the window's results."""
         s, rows, columns = self.scale, window.rows, window.columns
         if window.varies:
             interpolate_results(window, held, layout, s, self.threads)
@@ -413,11 +424,11 @@ class Patchwise:
         """The receptive field's radius where a window may shrink to what needs computing, else 0."""
         if not self._in_integers() or self.protocol == "paper" or self.tile == 0:
             return 0
-        # the result for a window depends on where it begins, or on all of it
+        # Here the result for a window depends on where it begins, or on all of its pixels.
         if self.model.spec.grid > 1 or self.model.spec.attention:
             return 0
         radius = self.reach
-        # otherwise a flat patch would see the borders of both sides at once
+        # In a narrower picture, a flat patch would see the borders of both sides at once.
         wide = min(layout.height, layout.width) >= patch_side(radius)
         return radius if self.halo >= radius and (wide or self.interpolates) else 0
 
@@ -440,12 +451,13 @@ class Patchwise:
     # ---- tensors
 
     def tensor(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W] of the network on the same device, not clamped."""
+        """The network's output for x, float32 [N, 3, H, W] in 0..255, on the same device: float32 [N, 3, scale*H, scale*W], not
+        clamped."""
         rows, columns = self.windows(*x.shape[2:])
         if len(rows) == len(columns) == 1:
             return self.forward(x, self._decide(x), (0, 0))
         groups, joined = self.cutting.groups(rows, x.shape[3])
-        if joined and len(x) > 1:  # each has its own neighbours with the same bits
+        if joined and len(x) > 1:  # in each image other neighbours have the same bits
             return torch.cat([self.tensor(image) for image in x.split(1)])
         s = self.scale
         y = x.new_empty(x.shape[0], 3, s * x.shape[2], s * x.shape[3])
@@ -464,12 +476,14 @@ class Patchwise:
         return y
 
     def picture_tensor(self, rows: np.ndarray, layout: Layout) -> torch.Tensor:
-        """float32 [1, 3, H, W] in 0..255 of a picture's rows, colours multiplied by their alpha, on the model's device."""
+        """A picture's rows as a tensor, float32 [1, 3, H, W] in 0..255, on the model's device. Colours are multiplied by their
+        alpha."""
         planes, alpha = network_planes(rows, layout)
         return torch.from_numpy((planes if alpha is None else planes * alpha)[None]).to(self._device())
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None, origin: tuple[int, int]) -> torch.Tensor:
-        """One batch of windows with the bits they got, int32 [N]. origin: where they begin in the grid of tiles."""
+        """The network's output for one batch of windows x. offset: the bits that each gets more or less, int32 [N]. origin: the
+        place of their first pixel in its depth tile."""
         with torch.no_grad(), recorded_by_default():
             return self._ensemble(x, offset, origin) if self.tta else self.model(x, offset, **self._from(origin))
 
@@ -504,7 +518,8 @@ class Patchwise:
 
 
 class FloatPatchwise(Patchwise):
-    """A float network in the windows of a converted one, in channels_last, which torch computes fastest on a CPU."""
+    """A float network that computes in the windows of a converted one. It runs in channels_last, which torch computes fastest on
+    a CPU."""
 
     def __init__(self, network: torch.nn.Module, converted: Patchwise):
         self.__dict__ |= converted.__dict__
@@ -550,13 +565,14 @@ class FloatPatchwise(Patchwise):
 
 
 def tile_grid(model: ConvertedModel) -> int:
-    """Pixels a side of the tiles of a network that have a depth of their own; 1 where all have the same."""
+    """The side in pixels of a network's depth tiles; 1 where all pixels have the same depth."""
     return model.exit.tile if model.varies_depth and model.exit is not None else 1
 
 
 def reach(model: ConvertedModel) -> int:
-    """How far a pixel of the output sees, in low-resolution pixels: the radius of the receptive field and, with tiles of several
-    depths, the rest of a tile in it and the pixels around that, which decide together."""
+    """How far a pixel of the output sees, in low-resolution pixels: the radius of the receptive field. With tiles of two depths
+    it also sees the rest of each tile in this field and the pixels next to it, which decide on the tile's depth, and at least the
+    pixels that the exit's filter reads."""
     grid = tile_grid(model)
     return model.spec.radius if grid == 1 or model.exit is None else max(model.spec.radius + grid, model.exit.kernel // 2)
 

@@ -1,4 +1,4 @@
-"""A picture on its way through a network: its rows, its windows, and which of them are computed as one."""
+"""A picture while a network computes it: its rows, its windows, and which windows are computed as one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Patch:
-    """One window as it was computed: what it keeps, in low-resolution pixels from the top left, and at what cost.
+    """The report of one computed window: where the part that it keeps lies, in low-resolution pixels from the top left, and what
+    the window cost.
 
-    offset: bits more or less that its picture got. mean_bits: over the adaptive convolutions. seconds: its share of what it was
-    computed with. flat: pixels that were not computed by the network: they are interpolated (smooth.py), or what they see has one
-    colour (flat.py). deep: pixels with all blocks of the network computed; None where the network leaves out no blocks: all but
-    `flat`. depths: share of the blocks of each of its tiles that were computed, float32 [rows, columns] from the tile its first
-    pixel lies in; None likewise.
+    offset: the bits that the window got more or less. mean_bits: the mean bits of the window (`ConvertedNetwork.mean_bits`).
+    seconds: the window's share of the time of its batch. flat: the number of pixels that the network did not compute, because they
+    are interpolated (smooth.py) or see only one colour (flat.py). deep: the number of pixels for which all blocks of the network
+    were computed; None for a network that leaves out no blocks, which computes them for all pixels except `flat`. depths: the share
+    of the blocks that was computed in each tile, float32 [rows, columns] from the tile in which the window's first pixel lies; None
+    as for `deep`.
     """
 
     y: int
@@ -40,40 +42,41 @@ class Patch:
 
     @property
     def with_blocks(self) -> int:
-        """Pixels with all blocks of the network computed."""
+        """The number of pixels for which all blocks of the network were computed."""
         return self.height * self.width - self.flat if self.deep is None else self.deep
 
 
 class Rows(NamedTuple):
-    """Some rows of a picture. pixels: [n, W, channels]. top: the first one's place."""
+    """Some rows of a picture. pixels: [n, W, channels]. top: the place of the first of these rows in the picture."""
 
     pixels: np.ndarray
     top: int
 
     def window(self, rows: Span, columns: Span) -> np.ndarray:
-        """The computed part of a window."""
+        """The pixels that a window computes."""
         return self.pixels[rows.start - self.top : rows.stop - self.top, columns.start : columns.stop]
 
     def part(self, place: Rect) -> np.ndarray:
         return self.pixels[place.top - self.top : place.bottom - self.top, place.left : place.right]
 
     def busy(self, kept: Rect, radius: int) -> Rect | None:
-        """See `flat.busy`."""
+        """A rectangle that holds the pixels of `kept` that see more than one colour (`flat.busy`), in places of the picture."""
         found = busy(self.pixels, kept.moved(-self.top), radius)
         return None if found is None else found.moved(self.top)
 
     def pixel(self, place: Rect) -> np.ndarray:
-        """[channels], the first of a place."""
+        """The first pixel of a place, [channels]."""
         return self.pixels[place.top - self.top, place.left]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture on its way.
+    """The state of one picture while it is computed.
 
-    smooth: whether smooth areas are interpolated. radius: how far a pixel sees, where a window may shrink to what needs computing,
-    else 0. joined: the most pixels that windows may have as one, 0 where they stay apart. patches: of one colour, by
-    what decides about them. record: takes the windows, or None.
+    smooth: whether smooth areas are interpolated. radius: how far a pixel of the output sees, in low-resolution pixels; 0 where a
+    window may not shrink to the part that needs computing. joined: the most pixels of windows that are computed as one, 0 where
+    windows stay apart. patches: the network's results for patches of one colour, by everything that decides about such a result.
+    record: the list to which windows are appended, or None.
     """
 
     layout: Layout
@@ -90,13 +93,15 @@ class Picture:
 
 @dataclass
 class Window:
-    """A window, or several as one.
+    """A window, or several windows that are computed as one.
 
-    rows, columns: what is computed and what is kept. cells: what each window keeps. offsets: int32 [N] of its colours and, where
-    alpha varies, of its alpha; None where there are none. opacity: value of an alpha that does not vary, None without. needed: a
-    part of what it keeps with all that is to be computed, None where nothing is. smooth: how far its colours are interpolated.
-    alpha_smooth: the same of an alpha that varies. flat: the parts that are not computed. results: of the
-    network, [scale*h, scale*w, 3] floats, or uint8 where finished, by place in `offsets`.
+    rows, columns: the rows and columns that are computed, and those of them that are kept. cells: the part that each of the joined
+    windows keeps. offsets: the bits more or less, int32 [N], for the colours and, where alpha varies, for the alpha; None for a
+    float network. opacity: the value of an alpha that does not vary, None without alpha. varies: whether alpha varies. needed: a
+    rectangle of the kept part that holds all pixels to be computed, None where there are none. smooth: the parts whose colours are
+    interpolated, and how far. alpha_smooth: the parts whose varying alpha is interpolated. flat: the parts that are not computed.
+    results: the network's results by their place in `offsets`, as floats [scale*h, scale*w, 3], or uint8 where the network writes
+    the finished pixels.
     """
 
     rows: Span
@@ -116,8 +121,8 @@ class Window:
         return kept_by(self.rows, self.columns)
 
     def take(self, other: Window, most: int) -> bool:
-        """Span a neighbour too, the next in a row or one below as wide, if it got the same bits and both have no more pixels than
-        that."""
+        """Takes a neighbour into this window if both got the same bits and have at most `most` pixels together. The neighbour must
+        be the next one in the row, or one below of the same width. Returns whether it was taken."""
         rows, columns = from_to(self.rows, other.rows), from_to(self.columns, other.columns)
         beside = self.rows == other.rows and self.columns.last == other.columns.first
         below = self.columns == other.columns and self.rows.last == other.rows.first
@@ -128,7 +133,7 @@ class Window:
         own, others = self.offsets[0], other.offsets[0]
         if own is not None and others is not None and not torch.equal(own, others):
             return False
-        # a window that needs no computing would lie within the rectangle of both
+        # If only one of the windows needs computing, the rectangle around both would have the other one computed too.
         if (self.needed is None) != (other.needed is None):
             return False
         self.rows, self.columns = rows, columns
@@ -139,10 +144,11 @@ class Window:
         return True
 
     def shrink(self, picture: Picture) -> None:
-        """Leave out what needs no computing: all of the window, or, where windows may have any size, what lies around the rest.
+        """Leaves out the pixels that need no computing: the whole window or, where windows may have any size, the pixels around the
+        part that needs computing.
 
-        What is interpolated costs nothing to leave out. What is flat takes patches to be computed: two colours at most, as flat
-        neighbours have the same one, so that leaving it out must save more than two patches.
+        Leaving out interpolated pixels costs nothing. For flat pixels, patches of their colours must be computed. These are at most
+        two, since flat neighbours have the same colour, so leaving flat pixels out must save more than two patches.
         """
         if self.needed is None:
             self.flat = [self.kept]
@@ -158,8 +164,8 @@ class Window:
 
 
 def joined_windows(windows: list[list[Window]], most: int) -> list[Window]:
-    """Rows of windows with neighbours of the same bits as one, of at most so many pixels: first those beside each other, then those
-    below each other."""
+    """The windows, given in rows, after neighbours with the same bits were joined to windows of at most `most` pixels: first those
+    beside each other, then those below each other."""
     joined: list[Window] = []
     above: list[Window] = []
     for row in windows:
@@ -178,7 +184,7 @@ def joined_windows(windows: list[list[Window]], most: int) -> list[Window]:
 
 
 def from_to(first: Span, last: Span) -> Span:
-    """One span over two spans and everything between them."""
+    """One span that covers two spans and everything between them."""
     return Span(first.start, last.stop, first.first, last.last)
 
 
@@ -192,5 +198,5 @@ def kept_by(rows: Span, columns: Span) -> Rect:
 
 
 def part_of(out: np.ndarray, place: Rect, first: int, scale: int) -> np.ndarray:
-    """A place in a band of output whose first row is low-resolution row `first`."""
+    """The part of a band of output that belongs to a low-resolution place. The band begins with low-resolution row `first`."""
     return out[scale * (place.top - first) : scale * (place.bottom - first), scale * place.left : scale * place.right]

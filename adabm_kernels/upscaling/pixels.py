@@ -14,25 +14,26 @@ _BLOCK = 16  # output rows that are clamped and rounded at a time, so that they 
 
 
 def colour_channels(layout: Layout) -> int:
-    """Channels of a picture without its alpha."""
+    """The number of channels of a picture without its alpha."""
     return layout.channels - layout.alpha
 
 
 def luma(colours: np.ndarray) -> np.ndarray:
-    """float32 [...] of [..., 3]. A product of matrices would round by the shape of the whole, and so by how a picture is cut."""
+    """The luma, float32 [...], of colours [..., 3]. It is no product of matrices, whose rounding would depend on the shape of the
+    whole, and so on how a picture is cut."""
     red, green, blue = (colours[..., i] * weight for i, weight in enumerate(_LUMA))
     return red + green + blue
 
 
 def network_images(pixels: np.ndarray, layout: Layout, varies: bool) -> list[np.ndarray]:
-    """The images for the network, float32 [3, h, w] in 0..255 each: the colours or, where alpha varies, the colours times alpha,
-    and alpha."""
+    """The images that the network computes, float32 [3, h, w] in 0..255 each: one of the colours or, where alpha varies, one of the
+    colours times alpha and one of alpha."""
     seen, alpha = network_planes(pixels, layout)
     return [seen * alpha, np.repeat(alpha * 255, 3, 0)] if varies and alpha is not None else [seen]
 
 
 def network_planes(pixels: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray | None]:
-    """float32 [3, h, w] of colours in 0..255, and [1, h, w] of alpha in 0..1 or None."""
+    """Two values: the colours, float32 [3, h, w] in 0..255, and the alpha, [1, h, w] in 0..1, or None without alpha."""
     values = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
     if layout.depth == 16:
         values /= 257

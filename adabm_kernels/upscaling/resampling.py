@@ -1,4 +1,4 @@
-"""Pictures in another size, row by row: the bicubic of `resize` with sums that are exact, so that no order of them shows."""
+"""Resizes pictures row by row, by the bicubic filter of `resize`. Its sums are exact, so the result depends on no order of them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 # samples are rounded to 30 bits in between.
 _WEIGHTS = float(1 << 22)
 _SAMPLE_BITS = 30
-_OUTPUTS = 16  # outputs of one matrix: with more of them it multiplies more zeros, with fewer there are more products
-_ROWS = 64  # rows of the picture that are taken at a time
+_OUTPUTS = 16  # the outputs of one matrix: with more of them it multiplies more zeros, with fewer there are more products
+_ROWS = 64  # the rows of the picture that are taken at a time
 # BLAS multiplies matrices of this size on the calling thread. Beside other work its threads wait for each other longer than all of
 # this takes.
 _PRODUCTS = 1 << 18
-_STRIP = 16 * _OUTPUTS  # columns of the output that one thread makes on its own, in little memory
-_PADDING = 8  # doubles, a line of the cache: rows a power of two apart would share their places in it
+_STRIP = 16 * _OUTPUTS  # the columns of the output that one thread makes on its own, so few that they take little memory
+_PADDING = 8  # doubles that fill a line of the cache: rows that lie a power of two apart would share their places in the cache
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Some outputs along an axis. first: the first of them. low: the first source sample. matrix: float64 [outputs, samples]."""
+    """The weights of some outputs along an axis. first: the first of these outputs. low: the first sample of the source that they
+    read. matrix: the weights, float64 [outputs, samples]."""
 
     first: int
     low: int
@@ -44,7 +45,7 @@ class _Block:
 
 
 def _blocks(size: int, new_size: int) -> Iterator[_Block]:
-    """The weights of an axis; those of an output add up to exactly 1."""
+    """Yields the weights of an axis in blocks. The weights of each output add up to exactly 1."""
     for first in range(0, new_size, _OUTPUTS):
         index, weight = taps(np.arange(first, min(first + _OUTPUTS, new_size)), size, new_size / size)
         # The sums are rounded rather than the weights, because the last sum is 1.
@@ -56,7 +57,7 @@ def _blocks(size: int, new_size: int) -> Iterator[_Block]:
 
 
 def resample(x: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """float [N, C, H, W] -> [N, C, height, width], of the same type and not clamped."""
+    """Images x, floats [N, C, H, W], in another size: [N, C, height, width] of the same type, not clamped."""
     count, channels, rows, columns = x.shape
     y = _last_axis(x.double().reshape(-1, columns), _blocks(columns, width), width)
     y = y.view(-1, rows, width).transpose(1, 2).reshape(-1, rows)
@@ -65,7 +66,7 @@ def resample(x: torch.Tensor, width: int, height: int) -> torch.Tensor:
 
 
 def _last_axis(x: torch.Tensor, blocks: Iterable[_Block], new_size: int) -> torch.Tensor:
-    """float64 [N, size] -> [N, new_size]."""
+    """Values x, float64 [N, size], resized along their last axis: [N, new_size]."""
     out = x.new_empty(len(x), new_size)
     for block in blocks:
         matrix = torch.from_numpy(block.matrix).to(x.device)
@@ -74,11 +75,12 @@ def _last_axis(x: torch.Tensor, blocks: Iterable[_Block], new_size: int) -> torc
 
 
 class Resampler:
-    """A picture in another size, from the top: `rows` takes its next rows and gives those of the output that are then complete.
+    """Resizes a picture from the top: `rows` takes its next rows and returns the rows of the output that are then complete.
 
-    layout: of the picture. width, height: of the output, whose layout is `target`. run: `map`, or that of a pool of threads.
-    Values are resampled as they are encoded. Colours with transparency are weighted by their alpha, so that what is transparent has
-    no part in them. The result is rounded once and does not depend on how many rows are given at a time.
+    layout: the layout of the picture. width, height: the size of the output, whose layout is `target`. run: `map`, or the map of a
+    pool of threads. Values are resampled as they are encoded. Colours with transparency are weighted by their alpha, so that fully
+    transparent pixels have no part in the result. The result is rounded once and does not depend on how many rows are given at a
+    time.
     """
 
     def __init__(self, layout: Layout, width: int, height: int, run: Callable[..., Iterable] = map):
@@ -88,9 +90,10 @@ class Resampler:
         self._strips = [_Strip(layout, across[first : first + step], down) for first in range(0, len(across), step)]
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """[n, W, channels], the next rows -> [m, width, channels], where m may be 0; all are given when the last row was."""
+        """Takes the next rows of the picture, [n, W, channels], and returns those of the output that follow, [m, width, channels],
+        where m may be 0. With the last row of the picture all remaining rows of the output are returned."""
         scale = self.target.height / self.layout.height
-        # As many as these rows make, and those that waited for them: of two blocks, and of a filter's reach.
+        # There is room for the rows that these make, and for those that waited for them: of two blocks, and of a filter's reach.
         most = math.ceil(len(rows) * scale) + 2 * _OUTPUTS + 4 * math.ceil(max(scale, 1))
         out = np.empty((min(most, self.target.height), self.target.width, self.target.channels), self.target.dtype)
         (done,) = set(self._run(lambda strip: strip.rows(rows, out), self._strips))
@@ -98,7 +101,7 @@ class Resampler:
 
     @classmethod
     def held_bytes(cls, layout: Layout, width: int, height: int) -> int:
-        """About what it holds, beside the rows that it takes and gives."""
+        """About how many bytes a Resampler holds, besides the rows that it takes and returns."""
         down, across = max(layout.height / height, 1), max(layout.width / width, 1)
         strips = -(-width // _STRIP)
         open_rows = _OUTPUTS * (2 + (4 * down + _ROWS) / (_OUTPUTS * layout.height / height))
@@ -108,7 +111,7 @@ class Resampler:
 
 
 class _Strip:
-    """Some columns of the output, by weights across and down."""
+    """Computes some columns of the output, from weights across and down."""
 
     def __init__(self, layout: Layout, across: list[_Block], down: list[_Block]):
         self._layout, self._across = layout, across
@@ -119,7 +122,7 @@ class _Strip:
         self._unit = (1 << _SAMPLE_BITS) // (self._most + 1)  # one step of the picture's values, as a rounded sample
         self._coming = iter(down)
         self._next = next(self._coming, None)
-        self._open: deque[tuple[_Block, np.ndarray]] = deque()  # with their sums so far, [outputs, channels, width and padding]
+        self._open: deque[tuple[_Block, np.ndarray]] = deque()  # with sums so far [outputs, channels, width and padding]
         self._row = 0
         # This memory is used again, because a new page costs as much as computing its pixels.
         self._samples = np.empty((_ROWS, layout.channels, self._seen.stop - self._seen.start + _PADDING))
@@ -128,7 +131,7 @@ class _Strip:
         self._sums: list[np.ndarray] = []
 
     def rows(self, rows: np.ndarray, out: np.ndarray) -> int:
-        """Take the next rows and write its columns of those that are then complete; how many they are."""
+        """Takes the next rows, writes its columns of the output rows that are then complete, and returns how many these are."""
         done = 0
         for first in range(0, len(rows), _ROWS):
             for sums in self._take(rows[first : first + _ROWS]):
@@ -138,7 +141,7 @@ class _Strip:
         return done
 
     def _take(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Add some rows to the outputs that they have a part in; yields the sums of those that are complete."""
+        """Adds some rows to the outputs that read them, and yields the sums of the outputs that are then complete."""
         self._resize_across(rows)
         x = self._resized[: len(rows)].reshape(len(rows), -1)
         top, bottom = self._row, self._row + len(rows)
@@ -154,7 +157,7 @@ class _Strip:
             yield self._open.popleft()[1]
 
     def _add(self, matrix: np.ndarray, x: np.ndarray, sums: np.ndarray, empty: bool) -> None:
-        """Add the product of a matrix with rows to sums that may be empty."""
+        """Adds the product of a matrix with rows to sums, or overwrites them where they are empty."""
         step = _PRODUCTS // max(matrix.size, _OUTPUTS)
         for first in range(0, x.shape[1], step):
             part = slice(first, min(first + step, x.shape[1]))
@@ -170,7 +173,7 @@ class _Strip:
         return np.empty((count, *self._resized.shape[1:]))
 
     def _resize_across(self, rows: np.ndarray) -> None:
-        """Fill the first rows of `_resized` with values, or, with transparency, with alpha and colours as they are seen."""
+        """Fills the first rows of `_resized` with values, or, with transparency, with alpha and colours as they are seen."""
         values = self._samples[: len(rows), :, :-_PADDING]
         values[...] = rows[:, self._seen].transpose(0, 2, 1)
         if self._layout.alpha:
@@ -195,7 +198,7 @@ class _Strip:
         x /= self._unit
 
     def _finish(self, sums: np.ndarray, out: np.ndarray) -> None:
-        """[n, channels, width and padding] of sums into [n, width, channels] of the output."""
+        """Turns sums, [n, channels, width and padding], into rows of the output, [n, width, channels]."""
         x = sums[..., : self._width]
         if self._layout.alpha:
             colours, alpha = x[:, :-1], x[:, -1:]

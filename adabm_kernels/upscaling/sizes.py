@@ -1,4 +1,4 @@
-"""The size that an enlarged picture is to have, and how it is reached."""
+"""The size that an enlarged picture is to have, and the steps by which it is reached."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _LABEL = re.compile(r"x\d+(\.\d+)?|[wh]\d+|\d+x\d+")  # matches the results of `
 
 
 class Steps(NamedTuple):
-    """passes: how often the network enlarges the picture. made: width and height that it then has. size: those of the output, which
-    a filter makes where they differ."""
+    """The steps by which a picture gets its size. passes: how often the network enlarges it. made: the width and height that it
+    then has. size: the width and height of the output, which a filter makes where they differ from `made`."""
 
     passes: int
     made: tuple[int, int]
@@ -30,7 +30,11 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True)
 class Size:
-    """The size that an output is to have. Without any of these fields it is the network's own, its scale times the picture's."""
+    """The size that an output is to have. If no field is given, it is the network's own size: its scale times that of the picture.
+
+    scale: the factor of each side, from 1 to MOST_SCALE. width, height: in pixels; one of them alone keeps the shape of the
+    picture. fit: a width and a height; the output is the largest one in the picture's shape that fits into them.
+    """
 
     scale: float | None = None
     width: int | None = None
@@ -59,12 +63,12 @@ class Size:
 
     @property
     def name(self) -> str:
-        """The argument that says it: "scale", "width", "width and height"."""
+        """The name of the argument that gives the size: "scale", "width", "width and height"."""
         return " and ".join(self._given()) or "scale"
 
     @property
     def own(self) -> bool:
-        """Whether it is the network's own."""
+        """Whether it is the network's own size."""
         return not self._given()
 
     def of(self, width: int, height: int, factor: int) -> tuple[int, int]:
@@ -91,7 +95,7 @@ class Size:
         return Steps(passes, (width * factor**passes, height * factor**passes), size)
 
     def label(self, factor: int) -> str:
-        """The word for it in names of outputs: "x4", "x1.5", "1920x1080", "w1920", "h1080"."""
+        """The word for the size in the names of output files: "x4", "x1.5", "1920x1080", "w1920", "h1080"."""
         if self.fit is not None or (self.width is not None and self.height is not None):
             return "{}x{}".format(*(self.fit or (self.width, self.height)))
         if self.width is not None:
@@ -99,7 +103,7 @@ class Size:
         return f"x{self.times(factor)}" if self.height is None else f"h{self.height}"
 
     def times(self, factor: int) -> str | None:
-        """The scale as a word, None where the picture decides about it."""
+        """The scale as a word; None where it depends on the size of the picture."""
         if self.scale is None:
             return str(factor) if self.own else None
         return f"{float(self.scale):g}"

@@ -11,8 +11,8 @@ import numpy as np
 from ..evaluation.resize import cubic
 from .flat import Rect
 
-REACH = 2  # low-resolution pixels on either side that cubic interpolation reads
-_ROWS = 16  # low-resolution rows that are worked on at a time, so that they stay in the cache
+REACH = 2  # the low-resolution pixels on either side that cubic interpolation reads
+_ROWS = 16  # the low-resolution rows that are worked on at a time, so few that they stay in the cache
 
 
 class Rule(NamedTuple):
@@ -25,20 +25,21 @@ class Rule(NamedTuple):
 
     @property
     def context(self) -> int:
-        """Pixels around one that decide about it."""
+        """How many pixels on every side of a pixel decide about it."""
         return 1 + self.near + self.blur
 
     @property
     def full(self) -> int:
-        """A share of 1."""
+        """The whole number that stands for a share of 1."""
         return (self.rough - self.smooth) * (2 * self.blur + 1) ** 2
 
 
 def rules(bits: int) -> tuple[Rule, Rule]:
-    """For colours, and for an alpha that varies, by the bits of the network's weights or activations, whichever has fewer.
+    """The rule for colours, and the rule for an alpha that varies.
 
-    The noise of a network halves with each bit, the error of the interpolation grows with the square of what it goes over: two bits
-    more halve what is better interpolated.
+    bits: the fewer of the bits of the network's weights and of its activations. The noise of a network halves with each bit, and
+    the error of the interpolation grows with the square of the bend. So with two more bits, interpolation is better only up to half
+    the bend.
     """
     rough = round(32 * 2 ** ((4 - bits) / 2))
     smooth = rough * 3 // 8
@@ -50,7 +51,8 @@ def rules(bits: int) -> tuple[Rule, Rule]:
 class Smooth:
     """How far a part of a picture is interpolated.
 
-    place: the part. shares: int16 [height + 2, width + 2] of its pixels and those around it, 0..rule.full.
+    place: the part. shares: the share of the interpolation in each of its pixels and in those next to it, int16 [height + 2,
+    width + 2] in 0..rule.full.
     """
 
     place: Rect
@@ -58,7 +60,7 @@ class Smooth:
     rule: Rule
 
     def computed(self) -> Rect | None:
-        """A rectangle with all pixels that are not interpolated throughout; None where there are none."""
+        """A rectangle that holds all pixels whose output is not wholly interpolated; None where there are none."""
         rest = _spread(self.shares < self.rule.full)
         y, x = np.flatnonzero(rest.any(1)), np.flatnonzero(rest.any(0))
         if not len(y):
@@ -67,11 +69,12 @@ class Smooth:
 
 
 def interpolate_reference(smooth: Smooth, x: np.ndarray, top: int, left: int, y: np.ndarray) -> None:
-    """Interpolate a part of a picture over what is in y: the definition of what kernels compute.
+    """Interpolates a part of a picture over the results in y. This function defines what the kernels compute.
 
-    x: [H, W, C] of uint8, uint16 or float32. top, left: where in it the part begins; beyond its ends x goes on as it ends. y:
-    [scale*h, scale*w, C] of the same type, which becomes (v - y) * w + y with the interpolation v and its weight w, or v where w is
-    1, in float32. Integers are clamped and rounded, halves up: to the next even one they would leave stripes on slopes.
+    x: the picture, [H, W, C] of uint8, uint16 or float32; beyond its ends it repeats its outermost pixels. top, left: where in x
+    the part begins. y: the results, [scale*h, scale*w, C] of the type of x. They become (v - y) * w + y, computed in float32, where
+    v is the interpolation and w its share in 0..1, and v where w is 1. Integers are clamped and rounded with halves up, because
+    halves rounded to even would leave stripes on slopes.
     """
     height, width = smooth.shares.shape[0] - 2, smooth.shares.shape[1] - 2
     scale = y.shape[0] // height
@@ -90,10 +93,10 @@ def interpolate_reference(smooth: Smooth, x: np.ndarray, top: int, left: int, y:
 
 
 def find_smooth(pixels: np.ndarray, kept: Rect, seen: Rect, rule: Rule, unit: int = 1) -> Smooth | None:
-    """Where a window is interpolated, None for nowhere.
+    """How far a window is interpolated; None where no pixel is.
 
-    pixels: [height, width, C] of the rectangle `seen`, `unit` of them a level of 255. kept: what is asked about. Beyond what is
-    seen the picture is taken to go on as it ends.
+    pixels: the pixels [height, width, C] of the rectangle `seen`, in units of which `unit` make a level of 255. Beyond this
+    rectangle the picture is taken to repeat its outermost pixels. kept: the part that the window keeps.
     """
     wide = Rect(kept.top - 1, kept.bottom + 1, kept.left - 1, kept.right + 1)
     around = rule.context
@@ -108,13 +111,14 @@ def find_smooth(pixels: np.ndarray, kept: Rect, seen: Rect, rule: Rule, unit: in
 
 
 def _spread(marked: np.ndarray) -> np.ndarray:
-    """[H, W] of [H + 2, W + 2]: pixels that are marked, or one of whose neighbours is; shares are interpolated between them."""
+    """Which pixels are marked or have a marked neighbour, [H, W], from marks [H + 2, W + 2]. Neighbours count because shares are
+    interpolated between pixels."""
     rows = marked[:-2] | marked[1:-1] | marked[2:]
     return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
 
 
 def _shares(pixels: np.ndarray, rule: Rule, unit: int) -> np.ndarray:
-    """int16 [H, W]: shares of the interpolation, 0..rule.full, of pixels [H, W, C]."""
+    """The share of the interpolation in each of the pixels [H, W, C]: int16 [H, W] in 0..rule.full."""
     bend = np.empty(pixels.shape[:2], np.int16)
     for first in range(0, len(bend), _ROWS):
         rows = pixels[max(first - 1, 0) : first + _ROWS + 1]
@@ -126,8 +130,8 @@ def _shares(pixels: np.ndarray, rule: Rule, unit: int) -> np.ndarray:
 
 
 def bends(rows: np.ndarray, unit: int) -> np.ndarray:
-    """int16 [H, W]: how much pixels [H, W, C], `unit` of them a level, bend: their largest second difference, along rows or columns
-    and of any channel, in levels rounded up."""
+    """How much pixels [H, W, C] bend: int16 [H, W], their largest second difference along rows or columns in any channel, in levels
+    of 255 rounded up. `unit` units of the pixels make a level."""
     found = np.zeros(rows.shape[:2], np.int16)
     for channel in range(rows.shape[2]):
         values = rows[..., channel].astype(np.int32) if unit > 1 else rows[..., channel].astype(np.int16)
@@ -140,7 +144,7 @@ def bends(rows: np.ndarray, unit: int) -> np.ndarray:
 
 
 def _second_differences(values: np.ndarray, axis: int) -> np.ndarray:
-    """Their magnitudes, with the ends repeated."""
+    """The magnitudes of the second differences along an axis. Beyond its ends it repeats its outermost values."""
     values = values.T if axis else values
     step = np.zeros((len(values) + 1, values.shape[1]), values.dtype)
     np.subtract(values[1:], values[:-1], out=step[1:-1])
@@ -149,7 +153,8 @@ def _second_differences(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _around(values: np.ndarray, reach: int, combine: np.ufunc) -> np.ndarray:
-    """[H, W] -> of each value and those up to `reach` rows above and below it the maximum or sum; the ends are repeated."""
+    """The maximum or the sum, as `combine` says, of each of the values [H, W] and those up to `reach` rows above and below it.
+    Beyond the ends the outermost rows are repeated."""
     values = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
     size = len(values) - 2 * reach
     total = values[:size].copy()
@@ -159,9 +164,11 @@ def _around(values: np.ndarray, reach: int, combine: np.ufunc) -> np.ndarray:
 
 
 def enlarge(values: np.ndarray, scale: int, kernel: np.ndarray) -> np.ndarray:
-    """float32 [scale*(H - 2*r), scale*(W - 2*r), ...] of values [H, W, ...] with r = kernel.shape[1] // 2 of them around.
+    """Interpolated values, float32 [scale*(H - 2*r), scale*(W - 2*r), ...], from values [H, W, ...]. The outermost r =
+    kernel.shape[1] // 2 values on each side are read but not enlarged.
 
-    kernel: float32 [scale, 2*r + 1] by phase, as `phases` makes it. A value depends on nothing but its neighbours, to the last bit.
+    kernel: the weights for each phase, float32 [scale, 2*r + 1], as `phases` makes them. A result depends on nothing but the values
+    around it, to the last bit.
     """
     taps = kernel.shape[1]
     for axis in (1, 0):
@@ -184,9 +191,9 @@ def enlarge(values: np.ndarray, scale: int, kernel: np.ndarray) -> np.ndarray:
 
 @cache
 def phases(scale: int, kind: str) -> np.ndarray:
-    """float32 [scale, taps]: weights of "cubic" (Keys, a = -0.5, as MATLAB's) or "linear" interpolation for each phase."""
+    """The weights of "cubic" (Keys, a = -0.5, as in MATLAB) or "linear" interpolation for each phase, float32 [scale, taps]."""
     reach = REACH if kind == "cubic" else 1
-    offset = (np.arange(scale) + 0.5) / scale - 0.5  # of an output pixel from the input pixel it lies in
+    offset = (np.arange(scale) + 0.5) / scale - 0.5  # the distance of an output pixel from the centre of the input pixel it lies in
     distance = np.abs(offset[:, None] - np.arange(-reach, reach + 1))
     weights = cubic(distance) if kind == "cubic" else np.maximum(1 - distance, 0)
     return weights.astype(np.float32)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-PATCH = 96  # low-resolution pixels a side, without overlap, as AdaBM's own test commands cut pictures
+PATCH = 96  # The side in low-resolution pixels of the patches, without overlap, into which AdaBM's own test commands cut pictures.
 _ALIGNMENT = 4  # the kernels' tiles fill multiples of this, and a window is at most this much larger than it must be
 
 
 @dataclass(frozen=True)
 class Span:
-    """Pixels start..stop of one axis are computed, first..last of them kept."""
+    """A window along one axis. The pixels start..stop are computed, and of these the pixels first..last are kept."""
 
     start: int
     stop: int
@@ -20,18 +20,19 @@ class Span:
 
     @property
     def length(self) -> int:
-        """Pixels that are computed."""
+        """The number of pixels that are computed."""
         return self.stop - self.start
 
 
 def spans(size: int, tile: int, halo: int, grid: int = 1, phase: int = 1) -> list[Span]:
-    """Windows of one axis, in order, of one length but for what `phase` takes off the last; what they keep covers the axis once.
+    """The windows of one axis in order. The parts that they keep cover each of the `size` pixels of the axis once. All windows have
+    the same length, except that the last may be shorter because of `phase`.
 
-    tile: pixels that one keeps at most, somewhat more where its length is rounded up to a multiple of 4 and `grid`; those at the
-    ends keep the halo that lies at the border too. halo: pixels computed on either side of what is kept; at the border of the
-    picture there are none, as in the whole picture. grid: windows begin at multiples of so many pixels, but for the last, where the
-    halo is one. phase: all windows begin at multiples of so many pixels, of which the halo is one.
-    Tile 0 makes one window of everything.
+    tile: the most pixels that a window keeps; 0 makes one window of the whole axis. A window keeps somewhat more where its length
+    is rounded up to a multiple of 4, `grid` and `phase`, and windows at the ends keep their halo at the border too. halo: how many
+    pixels on either side of the kept part are computed too; there are none beyond the border of the picture. grid: windows begin at
+    multiples of this number of pixels, except the last; the halo must be such a multiple. phase: all windows, the last included,
+    begin at multiples of this number of pixels; the halo must be such a multiple.
     """
     if not tile or size <= tile + 2 * halo:
         return [Span(0, size, 0, size)]
@@ -50,8 +51,8 @@ def spans(size: int, tile: int, halo: int, grid: int = 1, phase: int = 1) -> lis
 def patches(size: int) -> list[Span]:
     """AdaBM's test patches of one axis.
 
-    Patches of PATCH pixels lie side by side as long as a whole one fits; the last of them reaches to the end. An axis shorter
-    than PATCH has one.
+    Patches of PATCH pixels lie side by side as long as a whole one fits, and the last patch reaches to the end of the axis. An axis
+    shorter than PATCH has one patch.
     """
     starts = range(0, max(size - PATCH, 0) + 1, PATCH)
     ends = [*starts[1:], size]
