@@ -1,4 +1,4 @@
-// A convolution along the rows or the columns: where its taps lie, and which of them are missing.
+// A convolution along one axis, the rows or the columns: where its taps lie, and which of them fall outside the image.
 #pragma once
 
 #include <algorithm>
@@ -12,16 +12,16 @@ inline bool is_plain(const adabm_geometry& geometry) { return geometry.stride_h 
 struct Axis {
   int kernel, stride, dilation, before, after;
 
-  // Pixels from the first tap to the last one.
+  // Returns how many pixels lie from the first tap to the last one, both included.
   int extent() const { return dilation * (kernel - 1) + 1; }
-  // Outputs along an axis of `size` pixels; less than 1 where the kernel does not fit.
+  // Returns the number of outputs along an axis of `size` pixels; 0 where the kernel does not fit.
   int outputs(int size) const {
     const int room = size + before + after - extent();
     return room < 0 ? 0 : room / stride + 1;
   }
-  // Pixel of the first tap of an output.
+  // Returns the pixel of the first tap of an output, which may lie before the image.
   int first_pixel(int position) const { return position * stride - before; }
-  // Outputs first..end - 1 have all taps inside.
+  // All taps of outputs first_inner()..end_inner(size) - 1 lie inside the image.
   int first_inner() const { return (before + stride - 1) / stride; }
   int end_inner(int size) const {
     const int room = size - extent() + before;
@@ -29,7 +29,7 @@ struct Axis {
   }
   int most_missing_after() const { return std::min(kernel, (after + dilation - 1) / dilation); }
   int classes() const { return (std::min(kernel, (before + dilation - 1) / dilation) + 1) * (most_missing_after() + 1); }
-  // Axis.border_class of adabm_kernels/quantize.py.
+  // Returns the border class of an output; Axis.border_class of adabm_kernels/quantize.py defines it.
   int border_class(int position, int size) const {
     const int first = first_pixel(position), room = size - 1 - first;
     const int missing_before = first < 0 ? std::min(kernel, (dilation - 1 - first) / dilation) : 0;

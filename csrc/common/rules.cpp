@@ -1,4 +1,4 @@
-// The rules of adabm.h that both libraries check: sizes, kernels, activations, regions. What they are for: common/rules.h.
+// Checks the rules of adabm.h that the CPU and the CUDA library share (common/rules.h): sizes, kernels, activations, regions.
 #include "common/rules.h"
 
 #include "common/geometry.h"
@@ -46,7 +46,7 @@ void check_rules(const adabm_weights& w) {
 
 namespace {
 
-// of: what the tiles belong to, as the names of its members begin.
+// of: the text before the names of the fields in messages, such as "region.".
 void check_tiles(const char* of, int tile, int top, int left) {
   ADABM_REQUIRE(tile >= 1 && tile <= 1 << 20, "%stile must be 1..2^20, got %d", of, tile);
   ADABM_REQUIRE(top >= 0 && top < tile && left >= 0 && left < tile, "%stop and left must be 0..%d, got %d and %d", of, tile - 1, top, left);

@@ -1,4 +1,4 @@
-// Rules of the header that every backend checks alike.
+// Checks of the rules of adabm.h that every backend shares. Each throws Error with ADABM_INVALID_ARGUMENT where a rule is broken.
 #pragma once
 
 #include <cstddef>
@@ -8,25 +8,26 @@
 
 namespace adabm {
 
-constexpr int kMaxKernel = 15;  // pixels a side
+constexpr int kMaxKernel = 15;  // largest side of a kernel, in pixels
 
-// Whether a region has pixels that are passed on.
+// Returns whether a region has pixels that are passed on.
 inline bool passes_on(const adabm_region& region) { return region.depth && region.pass_least <= region.pass_most; }
 
 struct NamedPointer {
   const void* pointer;
   const char* name;
 };
-// Elements of more than one byte must lie at multiples of their size: compilers count on it, and some processors fail elsewhere.
+// Checks that pointers are multiples of the size of their elements: compilers count on it, and some processors fail otherwise.
 void check_aligned(std::initializer_list<NamedPointer> pointers, size_t bytes);
 
-// Sizes, what must not be null, alignment, outputs, activation, shuffle, pitch and region; bit-widths and the packed weights are the backend's.
+// Checks sizes, null pointers, alignment, outputs, activation, shuffle, pitch and region. Bit-widths and packed weights are checked by each
+// backend.
 void check_rules(const adabm_conv2d_args& args);
 // Also fills in y_channels and y_pitch where they are 0.
 void check_rules(adabm_quantize_args& args);
 void check_rules(const adabm_depths_args& args);
 void check_rules(const adabm_weights& weights);
-// Throws where a geometry is not plain, which the kernels of the CUDA library are not for.
+// Throws ADABM_UNSUPPORTED where a geometry is not plain: the CUDA library has no kernels for it.
 void require_plain(const adabm_geometry& geometry);
 
 }  // namespace adabm

@@ -1,4 +1,4 @@
-// The message of a thread's last failure, and the entries that every library has: ABI version and last error.
+// The message of a thread's last failure, and the two entries that both libraries have: ABI version and last error.
 #include "common/status.h"
 
 #include <cstdarg>

@@ -1,4 +1,4 @@
-// Status codes with a message: nothing throws across the C ABI.
+// Exceptions that become a status and a message, so that nothing throws across the C ABI.
 #pragma once
 
 #include <exception>
@@ -26,7 +26,7 @@ class Error : public std::exception {
 
 void set_last_error(const char* message) noexcept;
 
-// Runs the body of an entry point; exceptions become its status and message.
+// Runs the body of an entry point and turns its exceptions into the status and the message of the entry.
 template <class Body>
 adabm_status guarded(Body&& body) noexcept {
   try {

@@ -9,8 +9,8 @@ namespace adabm {
 namespace {
 
 constexpr int kTasksPerThread = 8;  // bands per thread: enough to level out threads that other work slows down
-constexpr int kPassedPixels = 4;    // as dear as one that is computed, about
-constexpr int kGroupPixels = 4;     // that a group of rows costs beside its own
+constexpr int kPassedPixels = 4;    // so many passed pixels cost about as much as one computed pixel
+constexpr int kGroupPixels = 4;     // fixed cost of a group of rows, in computed pixels
 
 int64_t passed_cost(const Strip& strip, int rows) {
   int64_t columns = 0;
@@ -28,8 +28,8 @@ int64_t Bands::Form::cost(const Spans& spans) const {
   return tiles ? rows * (tiles * columns + kGroupPixels) : 0;
 }
 
-// Rows in groups of the least cost: a group computes all columns that any of its rows has, so where rows differ it may pay to begin
-// another.
+// Divides rows into groups so that the total cost is least: a group computes all columns that any of its rows has, so where rows differ it
+// may be cheaper to begin another group.
 void Bands::group_rows(const std::vector<Strip>& strips, const Form& form) {
   if (strips.size() == 1) {
     if (strips[0].computed.empty()) return;
@@ -39,9 +39,9 @@ void Bands::group_rows(const std::vector<Strip>& strips, const Form& form) {
     }
     return;
   }
-  std::vector<int64_t> best(form.height + 1, 0);  // cost of the rows from here on
-  std::vector<uint8_t> chosen(form.height, 0);    // rows of the group that begins here
-  // The costs of groups from the row's own strip to one of those after it.
+  std::vector<int64_t> best(form.height + 1, 0);  // least cost of the rows from this one on
+  std::vector<uint8_t> chosen(form.height, 0);    // rows of the group that begins at this row
+  // The cost of a group that begins in the strip of the row and ends in one of the strips after it.
   std::vector<int64_t> costs;
   for (int at = static_cast<int>(strips.size()) - 1; at >= 0; at--) {
     const int first_row = at ? strips[at - 1].end_row : 0;
@@ -61,7 +61,7 @@ void Bands::group_rows(const std::vector<Strip>& strips, const Form& form) {
       for (int rows = 1; rows <= form.most_rows(row); rows++) {
         while (row + rows > strips[last].end_row) last++;
         const int64_t cost = costs[last - at] + best[row + rows];
-        // Of groups that cost the same the highest, but none that ends in rows of no columns.
+        // Among groups of equal cost the one with the most rows is taken, but none that ends in rows without columns.
         if (!strips[last].computed.empty() && cost <= best[row]) best[row] = cost, chosen[row] = static_cast<uint8_t>(rows);
       }
     }
@@ -83,7 +83,7 @@ Bands::Bands(const adabm_conv2d_args& a, const PackedHeader& header) {
   const Axes axes = axes_of(header.geometry, header.kernel_h, header.kernel_w);
   const int height = axes.rows.outputs(a.height), width = axes.columns.outputs(a.width);
   std::vector<Form> forms;
-  std::vector<size_t> ends;  // of each image's groups
+  std::vector<size_t> ends;  // where the groups of each image end
   int64_t total = 0;
   strips_.reserve(a.batch);
   for (int n = 0; n < a.batch; n++) {
@@ -116,7 +116,7 @@ Bands::Bands(const adabm_conv2d_args& a, const PackedHeader& header) {
         end = row + group->rows;
         cost += forms[n].cost(*group->spans);
         group++;
-      } else {  // nothing is computed in these rows, which are of one strip
+      } else {  // nothing is computed in these rows, which all lie in one strip
         end = strip->passed.empty() ? strip->end_row : row + 1;
       }
       for (int at = row; at < end; at = strip->end_row) {

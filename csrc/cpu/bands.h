@@ -1,7 +1,7 @@
 // The rows of a convolution as its kernels and threads take them: rows that are computed together, and bands of them.
 //
-// A tile of F(m, 3) along the rows gives m rows at once, so rows come in groups of m; the last group has fewer, and the rows that a
-// layer with kernels of its own at the border has there are computed alone. A thread takes whole groups. Bands are shorter than an
+// A tile of F(m, 3) along the rows gives m rows at once, so rows come in groups of m; the last group may have fewer. In a layer with
+// border_kernels each row along the top and the bottom is computed alone. A thread takes whole groups. Bands are shorter than an
 // equal share, eight for each thread, since threads are seldom equally fast: other work slows some of them down, and whoever is
 // done first takes the next band.
 //
@@ -18,13 +18,13 @@
 
 namespace adabm {
 
-// Rows that a kernel computes at once: those of its tile, or fewer.
+// Rows that a kernel computes at once: as many as its tile has, or fewer.
 struct RowGroup {
   int row, rows;
-  const Strip* strip;  // of the first row
+  const Strip* strip;  // the strip of the first row
   const Spans* spans;  // all columns that any of the rows has
 
-  // The columns of one of the rows.
+  // The computed columns of row `at` of the group.
   const Spans& computed(int at) const {
     const Strip* own = strip;
     while (at >= own->end_row) own++;
@@ -50,15 +50,15 @@ class Bands {
  private:
   // How one image is computed.
   struct Form {
-    int rows, columns;  // of a tile
-    int outer_rows;     // at the top and at the bottom, each of which is computed alone
+    int rows, columns;  // outputs of a tile
+    int outer_rows;     // how many rows at the top, and as many at the bottom, are computed one by one
     int height;
     int most_rows(int row) const;
-    int64_t cost(const Spans& spans) const;  // of a group, in pixels
+    int64_t cost(const Spans& spans) const;  // cost of a group, in computed pixels
   };
 
-  std::vector<std::vector<Strip>> strips_;  // of each image
-  std::deque<Spans> joined_;                // of groups whose rows differ
+  std::vector<std::vector<Strip>> strips_;  // the strips of each image
+  std::deque<Spans> joined_;                // the columns of groups whose rows differ
   std::vector<RowGroup> groups_;
   std::vector<Band> bands_;
 

@@ -1,4 +1,19 @@
-// Convolution of each channel on its own: as many groups as channels, one or several outputs of each.
+// Depthwise convolution: every output reads one channel, and a channel has one or several outputs.
+//
+// The direct form sums four channels in one step of the product of bytes. Here an output has one channel, so four kernel rows take the place
+// of the four channels: the codes of four rows in one column are interleaved, and a vector of them meets the weights of 16 outputs.
+//
+//     row i      c0 c1 c2 ...                          lane 0          lane 1
+//     row i + 1  c0 c1 c2 ...    -> interleave ->   c0 c0 c0 c0     c1 c1 c1 c1    ...   times [16 outputs][4 kernel rows]
+//     row i + 2  c0 c1 c2 ...                       rows i .. i+3   rows i .. i+3
+//     row i + 3  c0 c1 c2 ...
+//
+// A kernel of three rows leaves the fourth row of its quad idle. Two rows of outputs are therefore computed together where kernels have up
+// to three rows, without stride or dilation: the codes under both are four rows, interleaved once. The weights for the row below stand one
+// kernel row further down.
+//
+// Codes are used where they lie if output o reads channel o. Otherwise, with several outputs of a channel or a PixelShuffle, the code of
+// each output is copied to its lane first. Where the instruction set has `depthwise_epilogue` the sums go through the epilogue in registers.
 #include <algorithm>
 #include <cstring>
 
@@ -7,11 +22,11 @@
 
 namespace adabm {
 
-// Pixels whose sums leave together by way of memory: those of two rows and the codes under them stay in the nearest cache.
+// How many pixels go through the epilogue together where their sums pass through memory: the sums of two rows and the codes under them stay
+// in the nearest cache.
 constexpr int kTogether = 32;
 static_assert(kTogether <= kMaxBlockPixels, "they must fit the scratch");
 
-// Of kernels of up to three rows two rows of outputs are computed together: the codes under both are four rows, a quad.
 void Convolution::run_depthwise(const Part& part) const {
   Scratch& s = thread_scratch();
   const int image = part.image, row_slots = row_quads(header) * 4;
@@ -20,7 +35,7 @@ void Convolution::run_depthwise(const Part& part) const {
   const uint8_t* const end_of_codes = a.x_q + static_cast<ptrdiff_t>(a.batch) * a.height * row_bytes;
   const int8_t* const weights = reinterpret_cast<const int8_t*>(&header) + header.tile_offset[ADABM_TILE_DIRECT];
   const std::vector<PanelRun> blocks = panel_runs(header);
-  // Output o reads channel o, so that codes are used where they lie.
+  // True where output o reads channel o, so that codes are used where they lie.
   const bool in_place = header.out_channels == header.channels && a.shuffle == 1;
   const uint8_t* pointers[(kMaxKernel + 3) / 4 * 4];
 
@@ -48,7 +63,7 @@ void Convolution::run_depthwise(const Part& part) const {
           const int under = std::max(0, columns.first_pixel(first)), end_under = std::min(last, a.width);
           d.first_column = columns.first_pixel(first), d.width = a.width, d.column_bytes = pixel_bytes, d.pixels = end - first;
           for (int n = 0; n < group->rows; n++) out.output[n].prefetch(block.first_panel, block.panels, first, end - first);
-          // The last lanes of the last pixel may lie beyond the codes.
+          // The last lanes of the last pixel may lie beyond the codes, where nothing may be read.
           bool readable = in_place;
           for (int r = 0; readable && r < used && first_lane + lanes > pixel_bytes; r++)
             readable = !row_at(r) || row_at(r) + static_cast<ptrdiff_t>(end_under - 1) * pixel_bytes + first_lane + lanes <= end_of_codes;
@@ -58,7 +73,7 @@ void Convolution::run_depthwise(const Part& part) const {
               pointers[r] = row ? row + first_lane : s.zeros.data();
             }
           } else {
-            // Lanes of their own in columns of their own, from the first one under the pixels on.
+            // Copies the code of every lane, column by column, from the first column under the pixels on.
             const int copied = std::max(0, end_under - under);
             s.patch.assign(static_cast<size_t>(used) * copied * lanes + 1, 0);
             uint8_t* to = s.patch.data();

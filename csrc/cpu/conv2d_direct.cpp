@@ -82,7 +82,7 @@ void Convolution::run_direct(const Part& part) const {
 }
 
 void Convolution::run_outer_column(const Part& part, int column) const {
-  // Runs of rows that have the column.
+  // Consecutive rows whose region has the column are computed together.
   int first_row = 0, end_row = 0;
   for (const RowGroup* group = part.begin; group < part.end; group++)
     for (int row = group->row; row < group->row + group->rows; row++) {

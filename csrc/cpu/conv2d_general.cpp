@@ -1,5 +1,18 @@
-// Convolution with strides, dilation, groups, kernels of even size or any padding: the products of the direct form, whose taps lie
-// anywhere. Panels read the channels of their outputs' groups (cpu/general.h).
+// Convolution with strides, dilation, groups, kernels of even size or any padding, by the products of the direct form.
+//
+// `product` takes a list of offsets, one for each tap, and a stride from pixel to pixel. That is enough for any geometry:
+//
+//     stride        bytes from the codes of one output pixel to the next: stride_w pixels
+//     dilation      the offset of tap (r, s): r * dilation_h rows and s * dilation_w pixels
+//     groups        each run of panels (cpu/general.h) begins at the first channel that its outputs read
+//     wide weights  a weight of nine bits has several parts; the offsets are listed once for each part, and the products add up
+//
+// Without groups and dilation along the columns the taps of a kernel row are adjacent in codes and weights alike, and count as one tap with
+// more channels. Pixels whose taps all lie inside the image read the codes where they lie. For other pixels `gather` copies the taps to
+// [pixel][R][S][channels], with codes of 0 outside the image, and the same weights are multiplied by the copy.
+//
+// The epilogue takes blocks of up to four panels. Where a block has several runs of panels, the sums of each go to a place beside and are
+// then copied into the block.
 #include <algorithm>
 #include <cstring>
 
@@ -15,7 +28,7 @@ void Convolution::run_general(const Part& part) const {
   const uint8_t* x = a.x_q + static_cast<ptrdiff_t>(image) * a.height * row_bytes;
   const int8_t* weights = reinterpret_cast<const int8_t*>(&header) + header.tile_offset[ADABM_TILE_DIRECT];
   const std::vector<PanelRun> runs = panel_runs(header);
-  std::vector<ptrdiff_t> inner_taps, patch_taps;  // of a patch in units of a tap's bytes
+  std::vector<ptrdiff_t> inner_taps, patch_taps;  // offsets of taps in the image, in bytes; in a patch, in taps
   for (int n = 0; n < parts; n++)
     for (int r = 0; r < R; r++)
       for (int t = 0; t < S; t += adjacent) {
@@ -28,7 +41,7 @@ void Convolution::run_general(const Part& part) const {
   p.taps = static_cast<int>(inner_taps.size());
   p.eight_bits = a.x_bits[image] == 8, p.depth = header.direct_depth[a.x_bits[image] - ADABM_MIN_BITS];
 
-  // The taps of some pixels, of the channels that a run reads, zeros outside the image: [pixel][R][S][channels].
+  // Copies the taps of some pixels to [pixel][R][S][channels], for the channels that a run reads, with zeros outside the image.
   const auto gather = [&](int top, int column, int pixels, int channel, int bytes) {
     s.patch.resize(std::max(s.patch.size(), static_cast<size_t>(pixels) * R * S * bytes));
     uint8_t* to = s.patch.data();

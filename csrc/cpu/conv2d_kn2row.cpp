@@ -1,8 +1,8 @@
-// Convolution to few outputs with the kernel's columns as outputs too: kernel_columns_out of packed.h.
+// Convolution to few outputs, which takes the columns of the kernel as outputs too (kernel_columns_out of packed.h).
 //
 // Three outputs fill 3 of the 16 lanes of a panel. With the nine columns of a 9x9 kernel they are 27, which fill two panels but for
-// five lanes, and the kernel left is 9x1: a ninth of the steps. A product then belongs to the pixel as many columns away as its
-// column of the kernel is from the middle one, and a last pass adds up what belongs to each pixel (`gather_columns`).
+// five lanes, and the remaining kernel is 9x1, which takes a ninth of the steps. A product then belongs to the pixel that is as many columns
+// away as the kernel column of the product is from the middle one, and a last pass adds up the products of each pixel (`gather_columns`).
 #include <algorithm>
 #include <cstring>
 
@@ -10,8 +10,8 @@
 
 namespace adabm {
 
-// Each column of codes is multiplied once, by the weights of all kernel columns; what they make of it is then added up where it
-// belongs.
+// Each column of codes is multiplied once, by the weights of all kernel columns; the sums are then added up at the pixels to which they
+// belong.
 void Convolution::run_kn2row(const Part& part) const {
   Scratch& s = thread_scratch();
   const int image = part.image;
@@ -36,7 +36,8 @@ void Convolution::run_kn2row(const Part& part) const {
     p.taps = std::min(a.height, row + pad_h + 1) - top;
     p.w = weights + static_cast<ptrdiff_t>(skipped) * p.quads * panels * kPanel * 4;
     const uint8_t* x_row = x + static_cast<ptrdiff_t>(top) * row_bytes;
-    // s.columns holds those from `column` - pad_w on, zeros outside the image; the last S - 1 of a group are the next one's first.
+    // s.columns holds the sums of the columns from `column` - pad_w on, zeros outside the image; the last S - 1 columns of a group are the
+    // first ones of the next group.
     for (const Span& span : *group->spans) {
       int done = span.begin - pad_w;
       for (int column = span.begin, pixels; column < span.end; column += pixels) {
@@ -63,8 +64,8 @@ void Convolution::run_kn2row(const Part& part) const {
   }
 }
 
-// The same by F(4, 3) along the rows on words, four rows of outputs at a time; a kernel of 9 rows is three of 3, whose products
-// accumulate.
+// Computes the same by F(4, 3) along the rows on words, four rows of outputs at a time; a kernel of 9 rows counts as three kernels of 3
+// rows, whose products accumulate.
 void Convolution::run_kn2row_tiled(const Part& part) const {
   Scratch& s = thread_scratch();
   const int image = part.image, tile = header.tile_for_bits[a.x_bits[image] - ADABM_MIN_BITS];
@@ -88,7 +89,7 @@ void Convolution::run_kn2row_tiled(const Part& part) const {
     Rows out(*this, image, *group);
     const int32_t* box = box_rows(image, *group, part.columns);
     const bool rows_inside = row >= pad_h && row - pad_h + window <= a.height;
-    // As in run_kn2row, of each row of the tile.
+    // Each row of the tile is handled as in run_kn2row.
     for (const Span& span : *group->spans) {
       int done = span.begin - pad_w;
       for (int column = span.begin, pixels; column < span.end; column += pixels) {

@@ -1,4 +1,4 @@
-// Convolution by tiles. Codes are transformed for a group of tiles at a time, few enough that they and the sums stay in the nearest
+// Convolution by exact tiles. Codes are transformed for a group of tiles at a time, few enough that they and the sums stay in the nearest
 // caches; a row of tiles gives two, three or four rows of outputs.
 //
 // For F(2, 3) x F(3, 3), one group:
@@ -8,9 +8,9 @@
 //     after the other         a plane of         a small matrix      (row_product)        or codes (untile_epilogue)
 //                             tiles x channels   product each
 //
-// Transformed codes are shifted so that the least of them is 0 and fit in bytes, which is what few bits buy: with 4 bits this tile
-// has 20 products for 6 outputs where the direct form has 54. What the shift adds to the sums is known from the weights alone, and
-// the sums start from its negative (`start_offset` in cpu/packed.h). All of it is exact in integers, the divisions too: the
+// Transformed codes are shifted so that the smallest is 0, and then fit in bytes if codes have few bits: with 4 bits this tile has 20
+// products for 6 outputs where the direct form has 54. The number that the shift adds to the sums follows from the weights alone, and the
+// sums start from its negative (`start_offset` in cpu/packed.h). All of it is exact in integers, the divisions too: the
 // planner has proved that nothing leaves its range (adabm_kernels/planning/exact.py).
 #include <algorithm>
 
@@ -30,7 +30,7 @@ void Convolution::run_tiled(const Part& part) const {
   const int outputs = table.columns.outputs, column_taps = table.columns.taps, tile_rows = table.rows.outputs, row_taps = table.rows.taps;
   const int kernel = table.rows.kernel, pad = kernel / 2;
   const int padded = header.panels() * kPanel, code_bytes = table.words ? 2 : 1;
-  // F(1, 3) takes the codes of neighbouring columns from one place: two columns more than tiles.
+  // Tiles F(1, 3) share the transformed codes of neighbouring columns: there are two columns more than tiles.
   const int shared = table.columns.run - 1, window = outputs + kernel - 1 - shared;
   const auto transform = table.words ? kernels.word_transform : kernels.transform;
   const auto row_product = table.words ? kernels.word_row_product : kernels.row_product;

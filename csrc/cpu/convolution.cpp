@@ -1,6 +1,6 @@
-// What all ways to compute a convolution share: its tables, its border classes, and how a block of accumulators leaves
-// (cpu/convolution.h). The ways themselves: cpu/conv2d_direct.cpp, cpu/conv2d_tiled.cpp and cpu/conv2d_kn2row.cpp, and where the
-// geometry is not plain cpu/conv2d_general.cpp and cpu/conv2d_depthwise.cpp.
+// The code that all ways to compute a convolution share: its tables, its border classes, and how a block of accumulators goes to memory
+// (cpu/convolution.h). The ways themselves are in cpu/conv2d_direct.cpp, cpu/conv2d_tiled.cpp and cpu/conv2d_kn2row.cpp, and where the
+// geometry is not plain in cpu/conv2d_general.cpp and cpu/conv2d_depthwise.cpp.
 #include "cpu/convolution.h"
 
 #include <algorithm>
@@ -39,14 +39,15 @@ std::vector<std::vector<Convolution::Run>> runs_of(const std::vector<int32_t>& l
   return runs;
 }
 
-// Short and of any length: library calls would take longer than the copies.
+// Copies a short run of any length, for which a library call would take longer than the copy.
 template <class T>
 void copy_run(const T* from, T* to, int length) {
   for (; length >= 4; length -= 4, from += 4, to += 4) std::memcpy(to, from, 4 * sizeof(T));
   for (; length > 0; length--) *to++ = *from++;
 }
 
-// Outputs of `pixels` pixels between a block, `pitch` from one pixel to the next, and where a PixelShuffle puts them.
+// `part` copies the outputs of `pixels` pixels from a block, whose pixels are `pitch` apart, to the places where a PixelShuffle puts them;
+// `join` copies them back.
 template <class T>
 void part(const std::vector<Convolution::Run>& runs, const T* block, int pitch, T* to, ptrdiff_t stride, int pixels) {
   for (const Convolution::Run& run : runs)
@@ -58,7 +59,7 @@ void join(const std::vector<Convolution::Run>& runs, const T* from, ptrdiff_t st
     for (int m = 0; m < pixels; m++) copy_run(from + m * stride + run.to, block + m * pitch + run.first, run.length);
 }
 
-// The grid of an image's codes.
+// Sets the grid of the output codes of an image.
 template <class Args>
 void set_grid(Args& to, const adabm_conv2d_args& a, int image) {
   const int bits = a.out_bits[image];
@@ -101,7 +102,7 @@ const int32_t* Convolution::box_rows(int image, const RowGroup& group, Span colu
   for (const Span& of_group : *group.spans) {
     const Span span = of_group.within(columns);
     if (span.empty()) continue;
-    // Codes under the span's pixels, zeros outside the image. What is written beyond a span comes before the next one is begun.
+    // Sums of the codes under the pixels of the span, zeros outside the image. Elements written beyond a span are set anew by the next one.
     const Span under = Span{span.begin - pad_w, span.end + pad_w}.within({0, a.width});
     s.pixel_sums.assign(span.columns() + 2 * pad_w + kPanel, 0);
     int32_t* const sums = s.pixel_sums.data() + under.begin - (span.begin - pad_w);
@@ -174,7 +175,7 @@ void Convolution::pass_on(const Band& band) const {
 void Convolution::pass_zeros_on(ptrdiff_t pixel, int pixels, const QuantizeArgs& grid) const {
   for (int m = 0; a.y && m < pixels; m++) std::memset(feature_at(features, a.y, (pixel + m) * y_pitch), 0, out_channels * feature_bytes(features));
   if (!a.y_q) return;
-  // One pixel, of floats whatever the features are, and copies of it.
+  // Makes the codes of one pixel, from a float whatever the features are, and copies them.
   const float zero = 0;
   QuantizeArgs one = grid;
   uint8_t* const to = a.y_q + pixel * code_channels;
@@ -204,7 +205,7 @@ RowOutput::RowOutput(const Convolution& c, int image, int row, const Spans& writ
 
 void RowOutput::prefetch(int first_panel, int panels, int column, int pixels) const {
   if (!c_.a.residual || !c_.contiguous || c_.a.shuffle > 1) return;
-  constexpr ptrdiff_t kLine = 64;  // bytes that come at once
+  constexpr ptrdiff_t kLine = 64;  // bytes of a cache line
   const ptrdiff_t pixel = e_.y_stride * feature_bytes(c_.features);
   const ptrdiff_t bytes = std::min(panels * kPanel, c_.header.out_channels - first_panel * kPanel) * feature_bytes(c_.features);
   const ptrdiff_t first = out_row_ * c_.y_pitch + static_cast<ptrdiff_t>(column) * e_.y_stride + first_panel * kPanel;
@@ -220,7 +221,7 @@ void RowOutput::write(const UntileArgs& products, int first_panel, int column, i
     const int skipped = span.begin - column;
     UntileArgs from = products;
     if (skipped) {
-      if (products.outputs > 1) c_.kernels.untile_epilogue(products, EpilogueArgs{});  // which has no pixels: it only untiles
+      if (products.outputs > 1) c_.kernels.untile_epilogue(products, EpilogueArgs{});  // an epilogue without pixels: this call only untiles
       from = {1, span.columns(), products.panels, products.acc + static_cast<ptrdiff_t>(skipped) * products.panels * kPanel, nullptr, false, 0};
       from.acc = const_cast<int32_t*>(from.products);
     }
@@ -244,7 +245,7 @@ void RowOutput::set_epilogue(int first_panel, int panels, int column, int pixels
   const ptrdiff_t y_at = out_row_ * c_.y_pitch + column * e_.y_stride;
   e_.acc = nullptr, e_.box = nullptr, e_.pixels = pixels, e_.panels = panels;
   e_.lanes = std::min(panels * kPanel, K - first);
-  // Panels of one block may lie apart only where a PixelShuffle parts them.
+  // The panels of one block may lie apart only where a PixelShuffle separates them.
   e_.together = a.shuffle == 1 || !c_.contiguous || c_.out_channels % kBlockOutputs == 0;
   e_.alpha = row_alpha_ + first;
   e_.slope = a.slope ? a.slope + first : nullptr;
@@ -268,7 +269,7 @@ const EpilogueArgs* RowOutput::epilogue_of(int first_panel, int panels, int colu
   return &e_;
 }
 
-// Only outputs of a PixelShuffle, which are floats, lie so.
+// Only the outputs of a PixelShuffle are not adjacent; their features are float32.
 void RowOutput::write_parted(const UntileArgs& products, int first_panel) {
   Scratch& s = thread_scratch();
   const int block = first_panel / kMaxPanels, pitch = products.panels * kPanel, pixels = e_.pixels;
@@ -277,7 +278,7 @@ void RowOutput::write_parted(const UntileArgs& products, int first_panel) {
   e.y_stride = e.q_stride = pitch;
   if (e_.residual) join(y_runs, static_cast<const float*>(e_.residual), e_.y_stride, s.values, pitch, pixels), e.residual = s.values;
   if (e_.y) e.y = s.values;
-  if (e_.y_acc) e.y_acc = products.acc;  // each is read before it is written
+  if (e_.y_acc) e.y_acc = products.acc;  // every accumulator is read before its place is written
   if (e_.y_q) e.y_q = s.value_codes;
   c_.kernels.untile_epilogue(products, e);
   if (e_.y) part(y_runs, s.values, pitch, static_cast<float*>(e_.y), e_.y_stride, pixels);

@@ -1,8 +1,8 @@
-// The depth of each tile: whether the image bends there by more than a threshold.
+// Finds the depth of each depth tile: deep where the image bends by more than a threshold in the tile.
 //
-// The second difference of neighbouring pixels along rows and along columns is 0 on flat colours and on even slopes, however steep:
-// those are what a small filter upscales as well as the whole network (docs/depth.md). The largest one of the pixels of a tile, in
-// any colour, is compared with the threshold. Neighbours may lie in other tiles; at the border of the image a pixel is its own.
+// The second difference of neighbouring pixels along rows and along columns is 0 on flat colours and on even slopes, however steep: a small
+// filter upscales these as well as the whole network does (docs/depth.md). The largest second difference in a tile, in any colour, is
+// compared with the threshold. Neighbours may lie in other tiles; at the border of the image a pixel is its own neighbour.
 #include <algorithm>
 #include <vector>
 
@@ -23,7 +23,7 @@ void take_second_differences(const uint8_t* before, const uint8_t* at, const uin
   }
 }
 
-// One row of tiles of an image.
+// Finds the depths of one row of tiles of an image.
 void find_depths(const adabm_depths_args& a, int image, int tile_row) {
   const int first = std::max(tile_row * a.tile - a.top, 0), end = std::min((tile_row + 1) * a.tile - a.top, a.height);
   const int columns = (a.left + a.width + a.tile - 1) / a.tile, row_bytes = a.width * kPixelBytes;

@@ -1,4 +1,14 @@
-// Packs the weights of convolutions whose geometry is not plain (cpu/general.h).
+// Packs the weights of convolutions whose geometry is not plain; cpu/general.h describes the order.
+//
+// A layer goes through three steps. `panel_runs` finds which channels each panel reads: those from the first group of its outputs to the
+// last, rounded up to whole quads, and begun earlier where the quads would go beyond the pixel. For four groups of 8 channels and 8 outputs:
+//
+//     panel 0 = outputs 0..15 = groups 0 and 1     channels 0..15      weights of output 0: 8 of group 0, then 8 zeros
+//     panel 1 = outputs 16..31 = groups 2 and 3    channels 16..31     weights of output 16: 8 of group 2, then 8 zeros
+//
+// `lay_out_general` sizes the packed weights; it also finds how many parts the widest weight needs. `pack_general` splits every weight into
+// parts that are as equal as possible, writes them, and bounds the sums of 16 bits from the weights as they were written (cpu/sums16.h).
+// It does so once for each run of adjacent taps, as kernels begin such sums anew with each run.
 #include "cpu/general.h"
 
 #include <algorithm>
@@ -28,7 +38,7 @@ std::vector<PanelRun> panel_runs(const PackedHeader& h) {
   size_t offset = 0;
   const int of_group = h.channels / h.geometry.groups, stored = h.quads() * 4;
   for (int panel = 0; panel < h.panels(); panel++) {
-    int channel = 0, quads = 1;  // depthwise: a quad of kernel rows
+    int channel = 0, quads = 1;  // for depthwise: one quad, of kernel rows
     if (!h.depthwise()) {
       int first = h.geometry.groups, last = 0;
       for (int o = panel * kPanel; o < std::min(h.out_channels, (panel + 1) * kPanel); o++)
@@ -88,7 +98,7 @@ void pack_general(const adabm_weights& w, PackedHeader& h, int8_t* base) {
       for (int tap = 0; tap < taps; tap += together)
         add_largest_sums(to + static_cast<ptrdiff_t>(tap) * run.quads * quad_bytes, quad_bytes, together * run.quads, 1, sums);
       if (!by_two_rows(h)) continue;
-      // In the row below the kernel's rows stand one further down, and have other neighbours.
+      // For the row of outputs below, the kernel rows stand one further down in their quad and are summed with other neighbours.
       std::vector<int8_t> below(static_cast<size_t>(taps) * 4);
       for (int tap = 0; tap < taps; tap++)
         for (int r = 1; r < 4; r++) below[tap * 4 + r] = to[tap * quad_bytes + r - 1];

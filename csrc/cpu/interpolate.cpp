@@ -1,4 +1,4 @@
-// Cubic interpolation of the smooth parts of a picture, over what a network made of them.
+// Cubic interpolation of the smooth parts of a picture, blended into the output of the network.
 #include <algorithm>
 #include <vector>
 
@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int kRows = 8, kColumns = 32;  // low-resolution pixels of a tile: what is made of them stays in the nearest caches
+constexpr int kRows = 8, kColumns = 32;  // size of a tile in low-resolution pixels: its enlarged pixels stay in the nearest caches
 constexpr int kReach = adabm::kCubicTaps / 2;
 constexpr int kPadding = 16;  // floats that vectors may read beyond a row
 
@@ -19,7 +19,7 @@ struct Job {
   int across;  // tiles in a row
 };
 
-// The largest and the least share in a tile and around it.
+// Finds the largest and the smallest share in a tile and around it.
 std::pair<int, int> extremes(const adabm_interpolate_args& a, int top, int left, int rows, int columns) {
   int most = 0, least = a.full;
   for (int row = 0; row < rows + 2; row++) {
@@ -32,7 +32,8 @@ std::pair<int, int> extremes(const adabm_interpolate_args& a, int top, int left,
   return {most, least};
 }
 
-// The pixels of a tile and those around it as planes of floats, [channels][rows][pitch]; beyond x its ends are repeated.
+// Copies the pixels of a tile and around it to planes of floats, [channels][rows][pitch]; beyond its borders the outermost pixels of x are
+// repeated.
 template <class T>
 void take(const adabm_interpolate_args& a, int top, int left, int rows, int columns, ptrdiff_t pitch, float* out) {
   for (int c = 0; c < a.channels; c++)

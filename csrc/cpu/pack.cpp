@@ -1,5 +1,5 @@
-// Packs the weights of a layer for the CPU kernels: in panels of 16 outputs, as they are or transformed for a tile. The form, and
-// what is kept beside the weights: cpu/packed.h.
+// Packs the weights of a layer for the CPU kernels: in panels of 16 outputs, unchanged or transformed for a tile. cpu/packed.h
+// describes the packed weights and the tables beside them.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -15,7 +15,7 @@ namespace adabm {
 
 namespace {
 
-// Matrices are written as such: B^T for codes, then G for weights. The outer taps come last.
+// Each tile has two matrices: B^T for codes, then G for weights. The outer taps come last.
 // clang-format off
 constexpr Line kF1 = {1, 3, 1, 3,
                       {{1}},
@@ -31,13 +31,13 @@ constexpr Line kF4 = {4, 3, 6, 1,
                        {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
                       {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {1, 0, 0}, {0, 0, 1}}};
 
-// Factors of transform_word_sums are in the weights here, where they cost nothing.
+// These weights contain the factors of transform_word_sums, which cost nothing here.
 constexpr Line kF4OfWords = {4, 3, 6, 1,
                              {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0},
                               {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
                              {{1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {6, 0, 0}, {0, 0, 6}}};
 
-// The same points, so the same B^T.
+// B^T is the same as above because the points are the same.
 constexpr Line kF2Of5Words = {2, 5, 6, 1,
                               {{0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0}, {0, -2, -1, 2, 1, 0},
                                {0, 2, -1, -2, 1, 0}, {4, 0, -5, 0, 1, 0}, {0, 4, 0, -5, 0, 1}},
@@ -84,7 +84,7 @@ int product_taps(const PackedHeader& h, int tile) {
 
 namespace {
 
-// The transformed weights [column tap * run][row tap][K][C]; with border_kernels of the one inside.
+// Returns the transformed weights [column tap * run][row tap][K][C]; with border_kernels those of the inner kernel.
 std::vector<int> transform_weights(const adabm_weights& w, const TileTables& tile) {
   const Line &rows = tile.rows, &columns = tile.columns;
   const int side = rows.kernel;
@@ -106,7 +106,7 @@ std::vector<int> transform_weights(const adabm_weights& w, const TileTables& til
   return out;
 }
 
-// How many int8 parts the weights of every tap need.
+// Finds how many int8 parts the weights of each tap need.
 void count_parts(const adabm_weights& w, int tile, uint8_t (*parts)[kPartGroups]) {
   const TileTables& table = kTiles[tile];
   const std::vector<int> values = transform_weights(w, table);
@@ -156,7 +156,7 @@ PackedHeader layout(const adabm_weights& w) {
       h.start_offset[b] = h.bytes;
       h.bytes += sizeof(int32_t) * table.columns.taps * table.rows.outputs * h.panels() * kPanel;
     }
-    // Pixels of the border classes are computed directly.
+    // Pixels along the border are computed by the direct form.
     for (const int used : {tile, w.border_kernels ? ADABM_TILE_DIRECT : tile}) {
       if (h.tile_offset[used]) continue;
       const bool direct = used == ADABM_TILE_DIRECT;
@@ -209,7 +209,8 @@ void pack_tile(const adabm_weights& w, const PackedHeader& h, int tile, int8_t* 
     }
 }
 
-// A pair of channels of one output takes the place of a quad: channels 2n and 2n + 1 of tap t that of quad n of taps 2t and 2t + 1.
+// Writes one weight of a tile on words. Two channels of 16 bits take the place of a quad of bytes: the pairs of channels of tap t take the
+// quads of taps 2t and 2t + 1.
 void pack_word(const PackedHeader& form, int taps, int o, int tap, int c, int value, int8_t* out) {
   const int pair = c / 2 + 2 * tap * form.quads();
   const int16_t word = static_cast<int16_t>(value);
@@ -245,10 +246,10 @@ void pack_words(const adabm_weights& w, const PackedHeader& h, int tile, int8_t*
       }
 }
 
-// What the sums of a column tap start from, so that every row tap's shift is undone: -shift times the sum of the tap's weights.
-// The outer taps' share is added to the inner ones' so that it passes through transform_sums: of two rows, whose sums end as
-// (m0 + m1) / 2 and (m0 - m1) / 2, and of three, as ((m2 - m1 - 3 m0) / 3 + m3) / 2, (m1 - 3 m0 + 2 m2) / 6 and
-// (4 m2 - m1 - 3 m0) / 6 + m4.
+// Computes the numbers from which the sums of a column tap start, so that the shift of every row tap is undone: -shift times the sum of the
+// weights of the tap. The share of the outer taps is added to that of the inner taps, so it must be stated such that it passes through
+// transform_sums. That function ends the sums of two rows as (m0 + m1) / 2 and (m0 - m1) / 2, and the sums of three rows as
+// ((m2 - m1 - 3 m0) / 3 + m3) / 2, (m1 - 3 m0 + 2 m2) / 6 and (4 m2 - m1 - 3 m0) / 6 + m4.
 void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed, int32_t* start) {
   const TileTables& table = kTiles[tile];
   const int taps = product_taps(h, tile), stride = h.panels() * kPanel, rows = table.rows.outputs;
@@ -268,12 +269,12 @@ void sum_starts(const PackedHeader& h, int tile, int bits, const int8_t* packed,
   }
 }
 
-// Those of the products of each of a tile's taps in 16 bits, [column tap * kMaxRowTaps + row tap], for 1-bit codes, from the
+// Returns the largest sums in 16 bits of the products of each tap of a tile, [column tap * kMaxRowTaps + row tap], for 1-bit codes and the
 // actual weights.
 std::vector<Sums> largest_sums(const PackedHeader& h, int tile, const int8_t* packed) {
   const bool direct = tile == ADABM_TILE_DIRECT;
   const int taps = product_taps(h, tile), run = direct ? h.kernel_w : kTiles[tile].columns.run, count = run * h.quads();
-  std::vector<int> reach, tap_of;  // of each run: its largest code, and the tap that it is a part of
+  std::vector<int> reach, tap_of;  // for each run its largest code, and the tap to which it belongs
   for (int j = 0; !direct && j < kTiles[tile].columns.taps; j++)
     for (int i = 0; i < kTiles[tile].rows.taps; i++) {
       int largest;

@@ -11,7 +11,7 @@ namespace {
 struct Job {
   const adabm_quantize_args& a;
   const adabm::Kernels& kernels;
-  std::vector<std::vector<adabm::Strip>> strips;  // of each image
+  std::vector<std::vector<adabm::Strip>> strips;  // the strips of each image
 };
 
 void quantize_task(void* context, int task) {

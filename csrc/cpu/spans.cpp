@@ -14,12 +14,12 @@ struct Ends {
   bool has(int depth) const { return depth >= least && depth <= most; }
 };
 
-// The tiles of one image.
+// The map of depths of one image.
 struct Map {
   const adabm_region& r;
   const uint8_t* depth;
-  int rows, columns;    // of tiles
-  int height, width;    // of pixels
+  int rows, columns;    // size of the map in tiles
+  int height, width;    // size of the image in pixels
 
   bool has(Ends ends, int row, int column) const { return ends.has(depth[static_cast<ptrdiff_t>(row) * columns + column]); }
   int tile_row(int y) const { return (r.top + std::min(std::max(y, 0), height - 1)) / r.tile; }
@@ -28,7 +28,7 @@ struct Map {
     return std::all_of(depth, depth + static_cast<ptrdiff_t>(rows) * columns, [&](int d) { return ends.has(d); });
   }
 
-  // Columns at most `reach` from a tile of some depths that has a pixel in rows y - reach..y + reach.
+  // Returns the columns at most `reach` away from a tile that has a depth in the given range and a pixel in rows y - reach..y + reach.
   Spans around(Ends ends, int reach, int y) const {
     Spans spans;
     const int first = tile_row(y - reach), last = tile_row(y + reach);
@@ -100,7 +100,7 @@ std::vector<Strip> strips_of(const adabm_region& r, int image, int height, int w
   const Ends own = {r.own_least, r.own_most}, near = {r.near_least, r.near_most}, pass = {r.pass_least, r.pass_most};
   if (map.is_all(own) && map.is_all(near)) return all;
 
-  // The rows where a tile begins to be a row's own or within reach, or ends to be.
+  // The rows at which a row of tiles begins or ends to contain the row of pixels, or to be within reach of it.
   std::vector<int> ends = {height};
   for (int i = 0; i <= rows; i++)
     for (const int away : {0, -r.reach, r.reach, -r.pass_reach, r.pass_reach}) {

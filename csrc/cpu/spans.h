@@ -1,4 +1,4 @@
-// Where a region of an image is: strips of rows that are alike, and in each the columns that are computed and passed on.
+// Where a region of an image lies: strips of rows that are alike, and for each strip the columns that are computed or passed on.
 //
 // A region is given by a map of tiles, each with a depth, and by which depths it takes (adabm_region in adabm.h). Kernels work on
 // runs of columns, so the map is turned once for each call into strips:
@@ -34,13 +34,13 @@ struct Strip {
   Spans computed, passed;
 };
 
-// Of one image, from its first row to its last; neighbours differ.
+// The strips of one image, from its first row to its last; neighbouring strips differ.
 std::vector<Strip> strips_of(const adabm_region& region, int image, int height, int width);
 
 // The strip of a row.
 const Strip& strip_of(const std::vector<Strip>& strips, int row);
 
-// All columns of both.
+// The columns that are in a or in b.
 Spans joined(const Spans& a, const Spans& b);
 
 }  // namespace adabm

@@ -37,7 +37,7 @@ class Pool {
       const int index = static_cast<int>(workers_.size());
       try {
         workers_.emplace_back([this, index] { work(index); });
-      } catch (const std::system_error&) {  // no more threads to be had: the work is done by those there are
+      } catch (const std::system_error&) {  // no more threads can be made: the existing ones do the work
         helpers = index;
         break;
       }
@@ -67,7 +67,7 @@ class Pool {
   void drain() {
     try {
       for (int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) body_(context_, static_cast<int>(task));
-    } catch (...) {  // of any thread; the first one leaves `run` when all have stopped
+    } catch (...) {  // in any thread; `run` rethrows the first exception when all threads have stopped
       next_.store(tasks_, std::memory_order_relaxed);
       std::lock_guard<std::mutex> lock(mutex_);
       if (!error_) error_ = std::current_exception();

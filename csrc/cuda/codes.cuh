@@ -9,7 +9,7 @@
 //
 // Widths are changed for a whole word at once: moving the upper half away from the lower one and masking doubles the room of every code,
 // and each further step does so within the halves. Two steps make four bytes of four nibbles, and the same steps in the other order take
-// them back. No code is looked at by itself.
+// them back. No code is handled by itself.
 //
 // A value becomes a code by a sum with kAnchor, 1.5 * 2^23: the unit in the last place is 1 there, so the sum rounds half to even, and the
 // code stands in its low bits. Conversions between floats and integers run at a quarter of that rate.
@@ -33,19 +33,19 @@ ADABM_DEVICE int storage_bits(int bits, bool packed) { return !packed || bits > 
 // Bytes of one pixel of `channels` codes, a multiple of 4.
 ADABM_DEVICE int pixel_bytes(int channels, int storage) { return (channels * storage + 31) / 32 * 4; }
 
-// Conversions between integers and floats run at a quarter of the rate of sums. In 1.5 * 2^23 + n, |n| < 2^22, n is the low bits:
-// both ways a sum does.
+// Conversions between integers and floats run at a quarter of the rate of sums. The low bits of 1.5 * 2^23 + n are n where |n| < 2^22, so a
+// sum converts in both directions.
 constexpr float kAnchor = 12582912.0f;
 
-// What a residual is unchanged by: -0 plus either zero is that zero.
+// The number that leaves a residual unchanged when added: -0 plus either zero is that zero.
 constexpr float kNothing = -0.0f;
 
-// quantize_value of quant_math.h, in the lowest byte: the sum with the anchor rounds half to even.
+// Returns the code of quantize_value (quant_math.h) in the lowest byte: the sum with the anchor rounds half to even.
 ADABM_DEVICE uint32_t quantize_low_byte(float value, float scale, float offset, float top) {
   return ptx::bits_of(fminf(fmaxf(fmaf(value, scale, offset), 0.0f), top) + kAnchor);
 }
 
-// The lowest four codes of 4 bits as bytes, and back.
+// Turns the lowest four codes of 4 bits into bytes, and back.
 ADABM_DEVICE uint32_t bytes_of_nibbles(uint32_t x) {
   x &= 0xffffu;
   x = (x | x << 8) & 0x00ff00ffu;
@@ -56,7 +56,7 @@ ADABM_DEVICE uint32_t nibbles_of_bytes(uint32_t x) {
   return (x | x >> 8) & 0xffffu;
 }
 
-// The lowest eight codes of 2 bits as codes of 4 bits, and back.
+// Turns the lowest eight codes of 2 bits into codes of 4 bits, and back.
 ADABM_DEVICE uint32_t nibbles_of_pairs(uint32_t x) {
   x &= 0xffffu;
   x = (x | x << 8) & 0x00ff00ffu;
@@ -69,14 +69,14 @@ ADABM_DEVICE uint32_t pairs_of_nibbles(uint32_t x) {
   return (x | x >> 8) & 0xffffu;
 }
 
-// Four codes as they are stored, in the low 4 * storage bits, from bytes.
+// Turns four codes from bytes into their stored form, in the low 4 * storage bits.
 ADABM_DEVICE uint32_t narrow_four(int storage, uint32_t bytes) {
   if (storage == 8) return bytes;
   const uint32_t nibbles = nibbles_of_bytes(bytes);
   return storage == 4 ? nibbles : pairs_of_nibbles(nibbles);
 }
 
-// 16 bytes of codes of kBits, 8 or 4, from codes stored at another width; word(i) is the i-th word of the source.
+// Returns 16 bytes of codes of kBits, 8 or 4, made of codes that are stored at another width; word(i) is the i-th word of the source.
 template <int kBits, class Word>
 ADABM_DEVICE ptx::Words4 convert_row(int storage, Word&& word) {
   ptx::Words4 out;

@@ -21,7 +21,7 @@ int plane_pixels(int pixels, int planes) {
   return pixels;
 }
 
-// Whether results can be read and written 16 bytes at a time, and need no form that only the general epilogue has.
+// Returns whether results can be read and written 16 bytes at a time and need nothing that only the general epilogue can do.
 bool allows_straight_lines(const Conv2dParams& p) {
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   const int words = p.y_int16 ? 8 : 4;  // features in 16 bytes
@@ -100,11 +100,11 @@ uint32_t shared_bytes(const Conv2dParams& p) {
   return most;
 }
 
-// What the kernels need, once every rule holds that does not need the device.
+// Fills in the parameters of the kernels, once every rule holds that can be checked without the device.
 Conv2dParams checked(const adabm_conv2d_args& a) {
   check_rules(a);
   require_plain(a.geometry);
-  // The rules of the weights that were packed.
+  // Checks the rules of adabm_weights for the weights that were packed.
   adabm_weights weights = {};
   weights.struct_bytes = sizeof weights, weights.border_kernels = a.border_kernels;
   weights.out_channels = a.out_channels, weights.channels = a.channels, weights.kernel_h = a.kernel_h, weights.kernel_w = a.kernel_w;
@@ -174,7 +174,7 @@ extern "C" adabm_status adabm_resblock_cuda(const adabm_conv2d_args* first, cons
                   a.batch, a.height, a.width, a.out_channels);
     ADABM_REQUIRE(a.shuffle == 1 && b.shuffle == 1, "shuffle must be 1 in a residual block, got %d and %d", a.shuffle, b.shuffle);
     ADABM_REQUIRE(!b.y_q || b.y_q != a.x_q, "y_q must not be x_q: tiles read what their neighbours would have overwritten");
-    static uint8_t on_chip[16] __attribute__((aligned(16)));  // stands for the codes in the middle where rules are checked; never touched
+    static uint8_t on_chip[16] __attribute__((aligned(16)));  // stands for the codes between the convolutions while rules are checked; never read or written
     a.y_q = on_chip, b.x_q = on_chip;
     const Conv2dParams p = checked(a), q = checked(b);
     const DeviceScope scope(device);

@@ -1,5 +1,5 @@
-// What the launchers hand over to the kernels of a convolution, and what follows of it for a pixel. Kernels on mma.sync take it as it
-// is; those of compute capability 9.0 with more of their own (tile_sm90.cuh, resblock_sm90.cuh).
+// The parameters that the launchers hand to the kernels of a convolution, and the addresses of a pixel that follow from them. Kernels on
+// mma.sync take Conv2dParams alone; kernels of compute capability 9.0 take more beside it (tile_sm90.cuh, resblock_sm90.cuh).
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct Conv2dParams {
   const int32_t* x_bits;
   const uint8_t* packed;
   const float *alpha, *beta, *slope, *out_grid;
-  const void* residual;  // float32, or int16 where y_int16 is set, and so is y
+  const void* residual;  // float32, or int16 where y_int16 is set; y has the same format
   const int32_t* out_bits;
   void* y;
   uint8_t* y_q;
@@ -29,28 +29,28 @@ struct Conv2dParams {
   uint8_t* y_image;
   int batch, height, width, code_channels;
   int out_channels, kernel_h, kernel_w;
-  int taps_w;  // columns of the kernel that are taps: 1 where it is unfolded, else all
+  int taps_w;  // columns of the kernel that are taps: 1 where the image is unfolded, else all
   int activation, shuffle, y_pitch;
   int packed_codes;  // ADABM_PACKED_*
-  int config;        // conv2d_sm90.cuh alone: one more than a row of conv2d_configs.cuh, 0 for none named
+  int config;        // read by conv2d_sm90.cuh alone: 1 + the named row of conv2d_configs.cuh, 0 where none is named
   int border_kernels;
-  int box;         // whether the 8-bit form needs the sum of the codes
-  int four_bits;   // whether images of up to 4 bits take the 4-bit form
+  int box;         // 1 where the 8-bit form needs the sum of the codes
+  int four_bits;   // 1 where images of up to 4 bits take the 4-bit form
   int unused;      // where what follows lies four bytes earlier, ptxas 13.0 serialises the products of conv2d_sm90<false, 2>
   RegionParams region;
-  int by_pixel;    // whether pixels that the region leaves out must stay as they are or are passed on
+  int by_pixel;    // 1 where pixels outside the region must stay as they are or be passed on
   int y_pairs;     // neighbouring outputs of even and odd number lie in aligned pairs in y and residual
-  int y_int16;     // whether results become features of 16 bits, those in y and residual and those that codes are made of
-  float y_units, y_unit;  // 2^fraction of them, and its inverse; 1 and 1 otherwise
+  int y_int16;     // 1 where results become features of 16 bits: those in y and residual, and those from which codes are made
+  float y_units, y_unit;  // 2^fraction of 16-bit features, and its inverse; 1 and 1 otherwise
   OutputTiling tiling;
-  Form forms[2];     // 8 bits, 4 bits
+  Form forms[2];     // the 8-bit form and the 4-bit form
   int column_shift;  // log2 of the columns of a tile of pixels
-  int edge;          // pixels of a tile along a border with kernels of its own
-  int plane_pixels;  // of shared memory for one row of 16 bytes of every pixel of the tile and its halo
-  int tiles, inner_tiles, inner_across, row_edge_tiles, column_edge_tiles;  // of one image; the last two: along one row or column
-  // Of the kernels on mma.sync alone:
+  int edge;          // pixels of a tile along a border, with border_kernels
+  int plane_pixels;  // pixels for which a plane of shared memory has room (16 bytes of every pixel of the tile and its halo)
+  int tiles, inner_tiles, inner_across, row_edge_tiles, column_edge_tiles;  // numbers of tiles of one image; the last two along one row or column
+  // The fields below are read by the kernels on mma.sync alone.
   uint32_t x_image, y_image_features, y_q_image;  // elements from one image to the next: of x_q, of y and residual, of y_q
-  int straight;      // whether tiles of outputs may take the straight-line forms of epilogue_sm80.cuh
+  int straight;      // 1 where tiles of outputs may take the straight forms of epilogue_sm80.cuh
   Divisor by_tiles, by_inner_across, by_halo[kTileShapes], by_group, by_shuffle;
 };
 

@@ -10,7 +10,7 @@
 // which ldmatrix reads without a bank conflict for any tap. This is why codes lie by planes and not by pixels: with pixels of 64 bytes,
 // eight rows of 16 bytes would meet some banks four times.
 //
-// What is copied runs two stages ahead of what is multiplied:
+// Copies run two stages ahead of products:
 //
 //   issue     s0  s1  s2  s3  s4  ...         cp.async: codes when a chunk begins, weights for every stage
 //   multiply          s0  s1  s2  ...         one wait and one barrier a stage
@@ -20,7 +20,7 @@
 // host. Weights that are odd are packed as k' with m = 2k' + 1; one more column of products, with ones, adds the sum of the codes.
 //
 // Two loops: multiply_rows for the usual 3 columns of taps and 64 outputs, a row of the kernel a stage, all addresses sums; multiply for
-// everything else. What the block makes of the sums is epilogue_sm80.cuh; counts and reasons are in docs/gpu_cuda.md, "One block".
+// everything else. The epilogue of the sums is in epilogue_sm80.cuh; counts and reasons are in docs/gpu_cuda.md, "One block".
 #pragma once
 
 #include <cstdint>
@@ -30,8 +30,8 @@
 namespace adabm {
 namespace cuda {
 
-// 16 bytes of a pixel of an unfolded image: four columns of the kernel from `tap` on, four bytes each; row -1 lies outside the
-// image.
+// Returns 16 bytes of a pixel of an unfolded image: four columns of the kernel from `tap` on, four bytes each. A row of -1 stands for a row
+// outside the image.
 ADABM_DEVICE void unfold_row(const Conv2dParams& p, const uint8_t* image, int storage, int row, int first_column, int tap, uint32_t target) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -47,9 +47,10 @@ ADABM_DEVICE void unfold_row(const Conv2dParams& p, const uint8_t* image, int st
   }
 }
 
-// The pixels of a tile and its halo that a thread brings in, every `step` of them in the order of shared memory: places are sums.
+// The pixels of a tile and its halo that a thread brings in: every `step`-th one in the order of shared memory, so that the next place is
+// found by sums.
 struct Walk {
-  int row, column;  // in the image, or outside it
+  int row, column;  // in the image; may lie outside it
   int step_rows, step_columns, halo_columns, end_column;
 
   ADABM_DEVICE Walk(const Divisor& by_halo, int first_row, int first_column, int halo, int pixel, int step) {
@@ -62,18 +63,18 @@ struct Walk {
     row += step_rows, column += step_columns;
     if (column >= end_column) column -= halo_columns, row++;
   }
-  // In bytes from the image's first pixel; only of pixels inside does it mean anything. It counts from there and not from the halo's first
-  // one: the halo may begin several long rows above the image, and a pixel then lies farther than 2^31 bytes behind it. An image has less
-  // than 2^31 codes.
+  // Returns the offset of the pixel in bytes from the first pixel of the image; it is valid only for pixels inside. It does not count from
+  // the first pixel of the halo: the halo may begin several long rows above the image, and a pixel then lies farther than 2^31 bytes behind it.
+  // An image has less than 2^31 codes.
   ADABM_DEVICE uint32_t offset(uint32_t width, uint32_t pitch) const { return (static_cast<uint32_t>(row) * width + static_cast<uint32_t>(column)) * pitch; }
 };
 
-// Whether a pixel lies inside the image.
+// Returns whether a pixel lies inside the image.
 ADABM_DEVICE bool inside_image(const Conv2dParams& p, int row, int column) {
   return (static_cast<uint32_t>(row) < static_cast<uint32_t>(p.height)) & (static_cast<uint32_t>(column) < static_cast<uint32_t>(p.width));
 }
 
-// 16 bytes of codes of 8 or 4 bits from up to two words of narrower ones.
+// Returns 16 bytes of codes of 8 or 4 bits, made of up to two words of narrower codes.
 ADABM_DEVICE ptx::Words4 widen_codes(int bits, int storage, const ptx::Words2& words) {
   const auto word = [&](int i) { return words.w[i]; };
   return bits == 4 ? convert_row<4>(2, word) : storage == 4 ? convert_row<8>(4, word) : convert_row<8>(2, word);
@@ -107,7 +108,7 @@ ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form&
   const uint32_t step_bytes = (kThreads >> f.plane_shift) * kRowBytes;
   Walk walk(by_halo, first_row, first_column, halo_columns, thread >> f.plane_shift, kThreads >> f.plane_shift);
   if (storage < bits) {
-    constexpr int kBatch = 3;  // sources on their way together
+    constexpr int kBatch = 3;  // how many loads are on their way at once
 #pragma unroll 1
     for (int unit = thread; unit < units;) {
       ptx::Words2 words[kBatch];
@@ -120,7 +121,7 @@ ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form&
           words[b].w[w] = ptx::load_constant_if(wanted & (4 * w < left) & (4 * w < source_row_bytes), reinterpret_cast<const uint32_t*>(first + offset) + w);
         walk.next();
       }
-      // One text for all of them: each comes to the first place in its turn.
+      // The same code serves all sources: each is moved to the first place in its turn.
 #pragma unroll 1
       for (int b = 0; b < kBatch && unit < units; b++, unit += kThreads) {
         ptx::store_shared(to, widen_codes(bits, storage, words[0]));
@@ -150,11 +151,11 @@ ADABM_DEVICE void load_codes(const Conv2dParams& p, const Place& at, const Form&
     });
 }
 
-// Bytes of shared memory of the tiles of codes; as many that the one being filled is not the one being read.
+// Bytes of shared memory for the tiles of codes: so many tiles that the one being filled is never the one being read.
 ADABM_HD inline int code_buffers(const Form& f) { return f.chunks == 1 ? 1 : f.slices > f.stage_slices ? 2 : 3; }
 
-// Where the i-th 16 bytes of a stage's weights come from, in bytes: within a slice [2][outputs][16 bytes], outputs in the order in
-// which columns of products take them.
+// Returns the offset in bytes from which the i-th 16 bytes of the weights of a stage come: slices are [2][outputs][16 bytes], and outputs are
+// in the order in which the columns of products take them.
 template <int kTiles>
 ADABM_DEVICE uint32_t weight_source(uint32_t i, int run_shift) {
   constexpr uint32_t kOutputs = kTiles * 8;
@@ -164,7 +165,7 @@ ADABM_DEVICE uint32_t weight_source(uint32_t i, int run_shift) {
 
 template <int kTiles>
 ADABM_DEVICE void begin_sums(bool with_box, int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4]) {
-  const int32_t first = ptx::opaque(first_sum(with_box));  // else every way to here sets them
+  const int32_t first = ptx::opaque(first_sum(with_box));  // otherwise every path to here would set the registers
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -175,13 +176,13 @@ ADABM_DEVICE void begin_sums(bool with_box, int32_t (&acc)[2][kTiles][4], int32_
     }
 }
 
-// What the bits of an image's codes decide.
+// The decisions that depend on the bits of the codes of an image.
 struct ImageForm {
   int bits;
-  bool four_bits, with_box;  // whether products take 4 bits; whether the sums of the codes belong to the results
+  bool four_bits, with_box;  // true where products take 4 bits; true where the sums of the codes are added to the results
 };
 
-// On compute capability 9 and later a product of 4-bit numbers is a call that unpacks them: never worth it.
+// On compute capability 9 and later a product of 4-bit numbers is a call that unpacks them, which is never worth it.
 ADABM_DEVICE bool takes_four_bits(const ImageForm& form) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   return false;
@@ -190,10 +191,10 @@ ADABM_DEVICE bool takes_four_bits(const ImageForm& form) {
 #endif
 }
 
-// Steps of 32 bytes of every pixel and output, next to one another in the tile (`rows`: of A that this lane names) and in the weights
-// (`columns`: of B). acc[i][j] gets the products of the warp's i-th 16 pixels and j-th 8 columns of outputs; box[i] the sums of the codes,
-// in every column, where they are wanted. kBegins: the first step begins the sums, which takes a copy of this text, and saves a move for
-// each of them.
+// Multiplies by steps of 32 bytes of every pixel and output, which lie side by side in the tile (`rows`: the rows of A that this lane names)
+// and in the weights (`columns`: the columns of B). acc[i][j] gets the products of the i-th 16 pixels of the warp and the j-th 8 columns of
+// outputs; box[i] gets the sums of the codes, in every column, where they are wanted. kBegins: the first step begins the sums, which takes a
+// copy of this code and saves a move for each sum.
 template <int kSteps, int kBits, bool kBox, bool kBegins, int kTiles>
 ADABM_DEVICE void take_steps(const uint32_t (&rows)[2], uint32_t tap, uint32_t columns, bool with_box, int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4]) {
 #pragma unroll
@@ -226,43 +227,43 @@ ADABM_DEVICE void take_steps(const uint32_t (&rows)[2], uint32_t tap, uint32_t c
   }
 }
 
-// Where a warp's matrices are in shared memory.
+// Where the matrices of a warp lie in shared memory.
 struct Matrices {
-  uint32_t rows[2];  // of A that this lane names, in the first tile of codes and for the first tap
-  uint32_t column;   // of B, in a slice of weights
+  uint32_t rows[2];  // the rows of A that this lane names, in the first tile of codes and for the first tap
+  uint32_t column;   // the column of B that this lane names, in a slice of weights
 
   ADABM_DEVICE Matrices(const Place& at, uint32_t codes, int halo_columns, uint32_t code_plane_bytes, uint32_t weight_plane_bytes) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       int pixel = warp * kWarpPixels + i * 16 + lane % 16;
-      if (pixel >> at.shift >= at.rows) pixel = 0;  // computed, never stored
+      if (pixel >> at.shift >= at.rows) pixel = 0;  // it is computed but never stored
       rows[i] = codes + ((pixel >> at.shift) * halo_columns + (pixel & (at.columns - 1))) * kRowBytes + lane / 16 * code_plane_bytes;
     }
     column = (lane / 16 * 8 + lane % 8) * kRowBytes + lane / 8 % 2 * weight_plane_bytes;
   }
 };
 
-// The products of the widest tile, an inner one, by kernels of three columns and more than one row: a row of them at a time, which is one
-// stage of weights. Those of 4 bits may be with the sums of the codes.
+// The products of an inner tile, which is the widest, for kernels of three columns and more than one row: one kernel row at a time, whose
+// weights are one stage. Products of 4 bits may come with the sums of the codes.
 template <int kBits>
 ADABM_DEVICE void multiply_rows(const Conv2dParams& p, const Place& at, bool with_box, const uint8_t* image, int storage, uint32_t weights, int run_shift,
                                 int32_t (&acc)[2][8][4], int32_t (&box)[2][4]) {
   constexpr int kSteps = 3, kWeightBytes = kMaxTileOutputs * kSliceBytes, kStageBytes = kSteps * kWeightBytes;
   static_assert(kWeightBytes == kThreads * kRowBytes && kStages == 3, "");
   Form f = p.forms[kBits == 4];
-  f.planes = 2, f.plane_shift = 1, f.stage_slices = kSteps;  // as they are for such kernels
+  f.planes = 2, f.plane_shift = 1, f.stage_slices = kSteps;  // constants for such kernels
   const uint32_t plane_bytes = p.plane_pixels * kRowBytes, code_bytes = 2 * plane_bytes;
   const uint32_t codes = ptx::shared_base(), codes_end = codes + code_buffers(f) * code_bytes, stages_end = codes_end + kStages * kStageBytes;
   const int halo_columns = at.columns + kSteps - 1, stages = f.chunks * p.kernel_h;
   const Matrices matrices(at, codes, halo_columns, plane_bytes, kWeightBytes / 2);
-  const uint32_t sixteen_bytes = (16 >> at.shift) * halo_columns * kRowBytes;  // from a warp's first pixels to its others, of an inner tile
+  const uint32_t sixteen_bytes = (16 >> at.shift) * halo_columns * kRowBytes;  // from the first 16 pixels of a warp to its other 16, in an inner tile
   weights += weight_source<8>(threadIdx.x, run_shift);
 
-  // What is issued runs two stages ahead of what is multiplied. Both go round in one or two tiles of codes and in three stages of weights.
-  // Registers are short: what follows from these counters has none of its own.
-  int chunk = 0, row = 0;                // of what is issued
-  uint32_t stage = codes_end, tap = 0;  // the latter from the first tile of codes
+  // Copies run two stages ahead of products. Both go round in one or two tiles of codes and in three stages of weights. Registers are
+  // scarce: numbers that follow from these counters get no registers of their own.
+  int chunk = 0, row = 0;                // of the copies that are issued next
+  uint32_t stage = codes_end, tap = 0;  // `tap` counts from the first tile of codes
 #pragma unroll 1
   for (int i = 0; i < stages + kStages - 1; i++) {
     if (i >= kStages - 1) {
@@ -282,7 +283,7 @@ ADABM_DEVICE void multiply_rows(const Conv2dParams& p, const Place& at, bool wit
     ptx::cp_async_commit();  // an empty group too: waits count groups
     if ((stage += kStageBytes) == stages_end) stage = codes_end;
     if (i >= kStages - 1) {
-      // Of three stages in turn the one behind what was issued last is the oldest.
+      // Three stages take turns, so the one behind the stage that was issued last is the oldest.
       const uint32_t columns = stage + matrices.column, rows[2] = {matrices.rows[0], matrices.rows[0] + sixteen_bytes};
       if (kBits == 8 && i == kStages - 1) {
         take_steps<kSteps, kBits, false, true>(rows, tap, columns, false, acc, box);
@@ -294,7 +295,7 @@ ADABM_DEVICE void multiply_rows(const Conv2dParams& p, const Place& at, bool wit
           take_steps<kSteps, kBits, false, false>(rows, tap, columns, false, acc, box);
       }
       tap += halo_columns * kRowBytes;
-      // Two rows behind the first of a chunk is the last of the one before it: on to the other tile of codes.
+      // This was the last row of a chunk, as products are two rows behind the copies: go on to the other tile of codes.
       if (row == 1) tap = code_bytes + p.kernel_h * halo_columns * kRowBytes - tap;
     }
     if (++row == p.kernel_h) row = 0;
@@ -302,11 +303,12 @@ ADABM_DEVICE void multiply_rows(const Conv2dParams& p, const Place& at, bool wit
   ptx::cp_async_wait<0>();
 }
 
-// The same by any kernel and of any tile, a step at a time. kBits: 8, 4, or 0 for either in one loop, which is less code and more branches.
+// Computes the same for any kernel and any tile, a step at a time. kBits: 8, 4, or 0 for either in one loop, which has less code and more
+// branches.
 template <int kTiles, int kBits>
 ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const ImageForm& form, const uint8_t* image, int storage, uint32_t weights, int run_shift,
                            int32_t (&acc)[2][kTiles][4], int32_t (&box)[2][4]) {
-  constexpr int kPlaneBytes = kTiles * 8 * kRowBytes, kWeightBytes = 2 * kPlaneBytes;  // of a slice
+  constexpr int kPlaneBytes = kTiles * 8 * kRowBytes, kWeightBytes = 2 * kPlaneBytes;  // bytes of half a slice, and of a slice
   const bool four_bits = kBits == 0 ? takes_four_bits(form) : kBits == 4;
   const Form& f = p.forms[four_bits];
   const uint32_t plane_bytes = p.plane_pixels * kRowBytes, code_bytes = plane_bytes * f.planes;
@@ -314,7 +316,7 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const ImageFo
   const int halo_columns = at.columns + p.taps_w - 1;
   const Matrices matrices(at, codes, halo_columns, plane_bytes, kPlaneBytes);
 
-  // What is issued runs ahead of what is multiplied. Both go round in the tiles of codes and in the stages of weights.
+  // Copies run ahead of products. Both go round in the tiles of codes and in the stages of weights.
   const uint32_t codes_end = staged, staged_end = staged + kStages * stage_bytes;
   int issued_chunk = 0, issued_slice = 0;
   uint32_t issued_codes = codes, issued_stage = staged;
@@ -337,7 +339,7 @@ ADABM_DEVICE void multiply(const Conv2dParams& p, const Place& at, const ImageFo
 
   begin_sums<kTiles>(form.with_box, acc, box);
   int chunk = 0, slice = 0, tap_row = 0, tap_column = 0, ahead = 0;
-  uint32_t stage = staged, chunk_codes = 0, tap = 0;  // the latter two from the first tile of codes; the last of the tap and the rows of channels
+  uint32_t stage = staged, chunk_codes = 0, tap = 0;  // the last two count from the first tile of codes; `tap` includes the rows of channels
 #pragma unroll 1
   do {
     if (ahead == kStages - 1) {
@@ -383,7 +385,7 @@ ADABM_DEVICE ImageForm form_of(const Conv2dParams& p, int image) {
   return form;
 }
 
-// The outputs of a tile, by subtractions: most layers need none, and a division costs registers that are moved around it.
+// Finds the outputs of a tile by subtractions: most layers need none, and a division would cost moves of registers around it.
 ADABM_DEVICE OutputTile outputs_of(const Conv2dParams& p, int tile) {
   int whole = 0, part = tile;
   if (p.tiling.tiles_per_sub == 1) {
@@ -395,11 +397,11 @@ ADABM_DEVICE OutputTile outputs_of(const Conv2dParams& p, int tile) {
   return output_tile(p.tiling, p.shuffle, whole, part);
 }
 
-// Results of the sums of a tile that has straight lines.
+// The epilogue of a tile that takes a straight form.
 ADABM_DEVICE void straight_results(const Conv2dParams& p, Straight lines, const Place& at, const OutputTile& outputs, int image, const ImageForm& form,
                                    int32_t (&acc)[2][8][4], const int32_t (&box)[2][4]) {
   const Pixels pixels = own_pixels(p, at, outputs);
-  // No sum exceeds what the weights of one sign make of the highest code. A reach of 0, which is unknown, becomes the largest number.
+  // No sum exceeds the highest code times the sum of all weights of one sign. A reach of 0 stands for unknown and becomes the largest number.
   const uint32_t reach = ptx::load_constant(&header_of(p)->reach);
   const bool small = reach - 1 < (1u << (22 - form.bits)) - 1;
   Residuals residuals = {};
@@ -413,8 +415,8 @@ ADABM_DEVICE void straight_results(const Conv2dParams& p, Straight lines, const 
     straight_lines<Straight::kInt16>(p, outputs, image, form.bits, pixels, residuals, acc);
 }
 
-// Blocks whose registers fit a multiprocessor. The compiler for compute capability 9.0, where few layers come here, needs more than the
-// 128 registers of a thread that four leave.
+// How many blocks have their registers on a multiprocessor at once. For compute capability 9.0, where few layers take this kernel, the compiler
+// needs more than the 128 registers for each thread that four blocks would leave.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 constexpr int kBlocks = 3;
 #else
@@ -433,7 +435,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) conv2d_sm80(const __grid_co
   if (share == Share::kNone) return;
   const uint8_t* x = behind(p.x_q, p.x_image, image);
   const Form& f = p.forms[form.four_bits];
-  // In `packed`, which is less than 4 GB.
+  // An offset in `packed`, which is smaller than 4 GB.
   const uint32_t weights =
       static_cast<uint32_t>(f.offset) + ((p.border_kernels ? at.kernel : 0) * p.tiling.tiles + output) * static_cast<uint32_t>(f.tile_bytes);
   const bool by_pixel = p.by_pixel && share != Share::kAllComputed;
@@ -458,14 +460,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks) conv2d_sm80(const __grid_co
   } else {
     begin_sums<kTiles>(form.with_box, acc, box);
   }
-  // Known again in place of kept: registers are short where products are made.
+  // Computed again instead of kept: registers are scarce where products are made.
   const int same_image = ptx::opaque(image);
   form = form_of(p, same_image);
   const OutputTile outputs = outputs_of(p, output);
   if constexpr (kWide) {
     if (lines != Straight::kNone) return straight_results(p, lines, at, outputs, image, form, acc, box);
   }
-  ptx::sync_block();  // what is made of the sums takes the place of the codes
+  ptx::sync_block();  // the epilogue writes where the codes were
   general_form<kTiles>(p, by_pixel, at, outputs, image, form.bits, form.with_box, acc, box);
 }
 

@@ -19,8 +19,8 @@
 //     keeps the sums of all its strips until the last stage. With a box (weights k' of m = 2k' + 1) the products are made twice and once
 //     more with ones, which adds up to 2k' + 1 without wider weights.
 //
-// Branches around products are taken on votes: what the compiler does not know to be the same for a warp would make it wait for every
-// product by itself. Counts and what was tried are in docs/notes_hopper.md.
+// Branches around products are taken on votes: on a condition that the compiler does not know to be the same for a warp it would wait for
+// every product by itself. Counts and what was tried are in docs/notes_hopper.md.
 #pragma once
 
 #include <type_traits>
@@ -45,12 +45,12 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
   const uint8_t* packed = p.packed + f.offset + blockIdx.y * f.tile_bytes;
   if (threadIdx.x == 0) {
     for (int i = 0; i < q.stages; i++) {
-      ptx::mbarrier_init(barriers + 2 * i * ptx::kBarrierBytes, kGroupThreads + 1);  // one more announces bytes
+      ptx::mbarrier_init(barriers + 2 * i * ptx::kBarrierBytes, kGroupThreads + 1);  // one more arrival announces bytes
       ptx::mbarrier_init(barriers + (2 * i + 1) * ptx::kBarrierBytes, kConsumers * 4);
     }
   }
-  // Ones, the rows of A that add up codes; and what the last product of a stage reads behind its weights where a tile has less than
-  // 64 outputs.
+  // Writes ones, the rows of A that add up codes, and the bytes that the last product of a stage reads behind its weights where a tile has
+  // fewer than 64 outputs.
   const uint32_t ones = barriers + kBarrierBytes;
   static_assert(kOnesBytes / 16 <= kThreads && kWeightRoom / 16 <= kThreads, "a thread for every 16 bytes");
   if (!kResident) {
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
       produce_stages<kStrips>(q, ring, stages, packed);
   } else {
     ptx::take_registers<kConsumerRegisters>();
-    // As a vote where products read what follows from it: it is known to be the same for a warp.
+    // This is a vote, so that the compiler knows that numbers which follow from it, and which products read, are the same for a warp.
     const int consumer = kResident ? group - 1 : static_cast<int>(ptx::any_lane(group == kConsumers));
     static_assert(kConsumers == 2, "");
     const uint32_t staged = stages + q.stages * q.stage_bytes + consumer * (8 * kStripRows * kStagedPitch);
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
 #pragma unroll 1
         for (int strip = consumer; with_work >> strip; strip += kConsumers) {
           if (!(with_work >> strip & 1)) continue;
-          int32_t acc[4 * kStripRows];  // of one strip alone: what is carried from strip to strip would be copied
+          int32_t acc[4 * kStripRows];  // the sums of one strip alone: sums carried from strip to strip would be copied
           const uint32_t thread = ptx::thread_index() % kGroupThreads;
           if constexpr (kForm != Straight::kNone) {
             const StripPixels pixels = strip_pixels<kStripRows>(p, at, strip);
@@ -136,18 +136,18 @@ __global__ void __launch_bounds__(kThreads, 1) conv2d_sm90(const __grid_constant
         if (share == Share::kNone) continue;
         const int steps = computes(share) ? q.steps : 0;
         const int across = (at.end_column - at.column + kStripColumns - 1) / kStripColumns, here = across < at.strips ? across : at.strips;
-        const int strips = (here - consumer + kConsumers - 1) / kConsumers;  // of this warpgroup, inside the image
+        const int strips = (here - consumer + kConsumers - 1) / kConsumers;  // strips of this warpgroup inside the image
         for (int step = 0; step < steps; step++) {
           const uint32_t codes = stages + ring.stage * q.stage_bytes;
           ring.wait_full();
-          // Of this warpgroup's strips inside the image alone. A branch on a vote all lanes of a warp are known to take alike.
+          // Multiplies only the strips of this warpgroup that lie inside the image. The compiler knows that all lanes take a branch on a vote alike.
           const auto multiply = [&](auto strips) {
             constexpr int kNow = decltype(strips)::value;
             uint64_t strip[kNow];
 #pragma unroll
             for (int i = 0; i < kNow; i++) strip[i] = strip_descriptor(at, codes, plane_bytes, i * kConsumers + consumer);
             ptx::wgmma_fence();
-            // With a box the weights are k' of m = 2k' + 1: they count twice, and ones once.
+            // With a box the weights are k' of m = 2k' + 1: products with them count twice, and products with ones once.
             for (int pass = 0; pass < (p.box ? 3 : 1); pass++) {
               const bool by_ones = pass == 2;
               const uint64_t weights = by_ones ? ptx::matrix_descriptor(ones, kMaxTileOutputs * kRowBytes, kGroupBytes)

@@ -1,4 +1,4 @@
-// The depth of each tile: whether the image bends there by more than a threshold.
+// Finds the depth of each depth tile: deep where the image bends by more than a threshold in the tile.
 #include <algorithm>
 
 #include "common/rules.h"
@@ -14,10 +14,10 @@ constexpr int kThreads = 128, kWarps = kThreads / 32, kMaxBlocks = 2048;
 
 struct DepthsParams {
   adabm_depths_args a;
-  int rows, columns;  // of tiles
+  int rows, columns;  // numbers of tiles
 };
 
-// The pixels first..end - 1 of a side that lie in a tile, of an image with `size` of them.
+// The pixels first..end - 1 that lie in a tile along one side of an image, which has `size` pixels there.
 struct Span {
   int first, end;
 };
@@ -26,7 +26,7 @@ ADABM_DEVICE Span span_of(int index, int tile, int lacking, int size) {
   return {first < 0 ? 0 : first, end > size ? size : end};
 }
 
-// Whether |before - 2 * at + after| is above the threshold in one of four channels.
+// Returns whether |before - 2 * at + after| is above the threshold in one of four channels.
 ADABM_DEVICE bool bends(uint32_t before, uint32_t at, uint32_t after, int threshold) {
   bool more = false;
 #pragma unroll
@@ -37,7 +37,8 @@ ADABM_DEVICE bool bends(uint32_t before, uint32_t at, uint32_t after, int thresh
   return more;
 }
 
-// A warp's share of a tile's pixels: every kWarps-th row, 32 columns at once. All lanes come to the same answer.
+// Returns whether a pixel in the share of a warp bends by more: every kWarps-th row of a tile, 32 columns at once. All lanes get the same
+// answer.
 ADABM_DEVICE bool warp_finds_bend(const DepthsParams& p, int64_t image, int tile_row, int tile_column) {
   const adabm_depths_args& a = p.a;
   const Span rows = span_of(tile_row, a.tile, a.top, a.height), columns = span_of(tile_column, a.tile, a.left, a.width);
@@ -61,7 +62,7 @@ ADABM_DEVICE bool warp_finds_bend(const DepthsParams& p, int64_t image, int tile
   return false;
 }
 
-// A block takes a tile of all images, and then the tile kMaxBlocks further on.
+// Tiles of all images are counted together; a block takes every tile that is a multiple of kMaxBlocks behind its first.
 __global__ void __launch_bounds__(kThreads) tile_depths(const __grid_constant__ DepthsParams p) {
   const int64_t tiles = static_cast<int64_t>(p.a.batch) * p.rows * p.columns;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += kMaxBlocks) {

@@ -1,4 +1,4 @@
-// What the machine's driver shows. The driver is found at run time, so the library loads on machines without one.
+// Finds the devices that the driver shows. The driver is found at run time, so the library loads on machines without one.
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -16,7 +16,7 @@ __global__ void probe(int) {}
 
 void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // it must not stick to the caller's next launch
+  cudaGetLastError();  // clears the error, which would else be reported at the next launch of the caller
   const bool here =
       error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver || error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
   throw Error(here ? ADABM_UNSUPPORTED : ADABM_INTERNAL, "%s: %s", what, cudaGetErrorString(error));
@@ -29,7 +29,7 @@ DeviceScope::DeviceScope(int device) : device_(device) {
   check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
   if (before_ != device) check_cuda(cudaSetDevice(device), "cudaSetDevice");
   const cudaError_t error = cudaDeviceGetAttribute(&compute_major_, cudaDevAttrComputeCapabilityMajor, device);
-  if (error != cudaSuccess && before_ != device) cudaSetDevice(before_);  // there is no destructor for half an object
+  if (error != cudaSuccess && before_ != device) cudaSetDevice(before_);  // the destructor does not run if the constructor throws
   check_cuda(error, "cudaDeviceGetAttribute");
 }
 

@@ -23,7 +23,7 @@ inline Divisor make_divisor(int divisor) {
   return {static_cast<uint32_t>(divisor), static_cast<uint32_t>(((int64_t{1} << (31 + log)) + divisor - 1) / divisor), 31 + log};
 }
 
-// The same by a number that the block alone knows: exact while number times divisor stays below 2^20, as pixels and words of a tile do.
+// Divides by a number that only the block knows: exact while number times divisor stays below 2^20, as pixels and words of a tile do.
 struct BlockDivisor {
   unsigned divisor, reciprocal;
   ADABM_DEVICE explicit BlockDivisor(int d) : divisor(d), reciprocal(((1u << 20) + d - 1) / d) {}

@@ -1,8 +1,8 @@
-// The general form of the epilogues of compute capability 9.0: whatever the straight forms leave (epilogue_sm90.cuh,
-// epilogue_staged_sm90.cuh).
+// The general form of the epilogues of compute capability 9.0, which takes everything that the straight forms do not take
+// (epilogue_sm90.cuh, epilogue_staged_sm90.cuh).
 //
 // Sums go through shared memory, some rows of a strip at a time, within a warp: loops can count through them there, while registers have
-// no index. A lane then has four neighbouring outputs at the same pixel of every row. All that follows stands in the code once.
+// no index. A lane then has four neighbouring outputs at the same pixel of every row. The code after that exists only once.
 #pragma once
 
 #include "cuda/epilogue.cuh"
@@ -14,13 +14,13 @@ namespace sm90 {
 
 constexpr int kFour = 4, kWarpOutputs = 16;  // outputs of a lane, and of a warp
 
-// Some rows of a strip, whose sums a warp has in shared memory at once: 16 outputs of a pixel, one after the other.
+// A part: some rows of a strip whose sums a warp has in shared memory at once, the 16 outputs of a pixel one after the other.
 template <int kRowsAtOnce>
 struct Part {
   static constexpr int kRows = kRowsAtOnce, kPixels = 8 * kRows, kBytes = kPixels * kStagedPitch;
 
-  // Where a thread of the warpgroup writes its sums; and reads those of four outputs of pixel thread % 8 of the first row. kPairs: the two
-  // outputs of its sums are neighbours, else they are eight apart.
+  // The addresses where a thread of the warpgroup writes its sums, and where it reads the sums of four outputs of pixel thread % 8 of the first
+  // row. kPairs: the two outputs of the sums of a thread are neighbours, else they are eight apart.
   template <bool kPairs>
   ADABM_DEVICE static uint32_t to(uint32_t staged, uint32_t thread) {
     return staged + thread / 32 * kBytes + thread % 4 * 2 * kStagedPitch + thread % 32 / 4 * (kPairs ? 8 : 4);
@@ -28,12 +28,12 @@ struct Part {
   ADABM_DEVICE static uint32_t from(uint32_t staged, uint32_t thread) {
     return staged + thread / 32 * kBytes + thread % 8 * kStagedPitch + thread % 32 / 8 * kRowBytes;
   }
-  // The byte of a code that took the place of the sum of an output of the tile.
+  // Returns the address of a code, which takes the place of the sum of an output of the tile.
   ADABM_DEVICE static uint32_t code(uint32_t staged, int pixel, int output) {
     return staged + output / kWarpOutputs * kBytes + pixel * kStagedPitch + output % kWarpOutputs * 4;
   }
 
-  // Puts a thread's sums of the part there, from those of its first row on.
+  // Writes the sums of a thread for this part to shared memory, from those of the first row on.
   template <bool kPairs>
   ADABM_DEVICE static void stage(const int32_t* acc, uint32_t to) {
 #pragma unroll
@@ -46,7 +46,7 @@ struct Part {
         ptx::store_shared(pixel, first), ptx::store_shared(pixel + 8 * 4, second);
     }
   }
-  // The same of the number-th part of a strip.
+  // Does the same for the number-th part of a strip.
   template <bool kPairs, int kSums>
   ADABM_DEVICE static void stage(const int32_t (&acc)[kSums], int number, uint32_t to) {
 #pragma unroll
@@ -55,15 +55,15 @@ struct Part {
   }
 };
 
-// A strip of a tile: its first pixel, and how far its others are.
+// A strip of a tile: its first pixel, and the distances to its other pixels.
 struct StripPlace {
   int row, column;
-  bool inside;  // whether the tile has it
+  bool inside;  // true where the tile has this strip
 };
 
 ADABM_DEVICE StripPlace strip_place(const Tile& at, int strip) { return {at.row, at.column + strip * at.strip_columns, strip < at.strips}; }
 
-// The pixel of a strip with this number, eight to a group.
+// Returns the pixel of a strip with this number; a group has eight.
 struct PixelPlace {
   int row, column;
   bool inside;
@@ -75,8 +75,8 @@ ADABM_DEVICE PixelPlace pixel_place(const Tile& at, const StripPlace& strip, int
   return {row, column, row < at.end_row && column < at.end_column};
 }
 
-// Of the pixels row0 + j group_rows, column0 + j group_columns, how many come before the tile's end: of a tile inside the image the first
-// rows, along a border the first groups of eight.
+// Returns how many of the pixels (row0 + j group_rows, column0 + j group_columns) lie before the end of the tile. j counts rows in a tile inside
+// the image, and groups of eight along a border.
 ADABM_DEVICE int pixels_inside(const Tile& at, int row, int column) {
   const int rows = at.end_row - row, columns = at.end_column - column;
   if (rows <= 0 || columns <= 0) return 0;
@@ -84,10 +84,10 @@ ADABM_DEVICE int pixels_inside(const Tile& at, int row, int column) {
   return at.group_rows == 1 ? along : (along + 7) / 8;
 }
 
-// Where an output is at a pixel, and those that follow it: with a PixelShuffle at one of its sub-pixels.
+// The place of an output of a pixel and of the outputs behind it; with a PixelShuffle the place is in one of the sub-pixels.
 struct OutputPlace {
-  int pixel, channel;  // of an image of results, and of the pixel
-  int step;            // to the pixel of the next group of eight
+  int pixel, channel;  // the pixel in an image of results, and the channel in that pixel
+  int step;            // pixels to the same place in the next group of eight
 };
 
 ADABM_DEVICE OutputPlace output_place(const Conv2dParams& p, const Tile& at, int r, int row, int column, int output) {
@@ -99,7 +99,8 @@ ADABM_DEVICE OutputPlace output_place(const Conv2dParams& p, const Tile& at, int
   return f;
 }
 
-// The image of one tile of outputs, of the pixels of a part that begins with pixel `first` of the strip. written: bit i for pixel i of it.
+// Stores y_image for one tile of outputs and the pixels of a part, which begins with pixel `first` of the strip. written: bit i says whether
+// pixel i of the part is written.
 template <int kRows>
 ADABM_DEVICE void store_part_image(const Conv2dParams& p, const Tile& at, const StripPlace& strip, int first, uint32_t written, const OutputTile& outputs,
                                    int image, uint32_t thread, uint32_t staged) {
@@ -118,7 +119,7 @@ ADABM_DEVICE void store_part_image(const Conv2dParams& p, const Tile& at, const 
   }
 }
 
-// The same of codes, as tensors hold them.
+// Does the same for codes, as tensors hold them.
 template <int kRows>
 ADABM_DEVICE void store_part_codes(const Conv2dParams& p, const Tile& at, const StripPlace& strip, int first, uint32_t written, const OutputTile& outputs,
                                    int image, int out_bits, uint32_t thread, uint32_t staged) {
@@ -145,9 +146,9 @@ ADABM_DEVICE void store_part_codes(const Conv2dParams& p, const Tile& at, const 
   }
 }
 
-// Results of a strip in the order of docs/numerics.md. `staged` and named barrier `barrier` are this warpgroup's own. computed: whether
-// there are sums, which stage(part) puts where this warp reads them (Part); by_pixel: whether some pixels stay as they are or are passed
-// on.
+// Computes the results of a strip in the order of docs/numerics.md. `staged` and the named barrier `barrier` belong to this warpgroup.
+// computed: whether there are sums, which stage(part) writes to the place where this warp reads them (Part). by_pixel: whether some pixels
+// stay as they are or are passed on.
 template <int kRows, class Stage>
 ADABM_DEVICE void general_epilogue(const Conv2dParams& p, bool computed, bool by_pixel, const Tile& at, int number, int parts, const OutputTile& outputs,
                                    int image, int bits, uint32_t thread, uint32_t staged, int barrier, Stage&& stage) {
@@ -156,11 +157,11 @@ ADABM_DEVICE void general_epilogue(const Conv2dParams& p, bool computed, bool by
   const uint32_t from = Part<kRows>::from(staged, thread);
   const StripPlace strip = strip_place(at, number);
   const int row = strip.row + lane % 8 * at.pixel_rows, column = strip.column + lane % 8 * at.pixel_columns;
-  const int count = pixels_inside(at, row, column);  // of this lane's pixels in the strip
+  const int count = pixels_inside(at, row, column);  // how many pixels of this lane in the strip exist
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2, r = ptx::opaque(p.shuffle), row_pixels = p.width * r;
   const int64_t image_floats = static_cast<int64_t>(image) * p.height * r * row_pixels * p.y_pitch;
   const bool codes = p.y_q || p.y_image;
-  // Whether all pixels have the same border class, or a kernel of their own.
+  // True where all pixels of the strip have the same constants: no border class, or a kernel of their own.
   const bool one_class = p.border_kernels || (strip.row >= pad_h && strip.row + kStripRows + pad_h <= p.height && strip.column >= pad_w &&
                                               strip.column + kStripColumns + pad_w <= p.width);
   float scale = 0, offset = 0, top = 0;
@@ -194,7 +195,7 @@ ADABM_DEVICE void general_epilogue(const Conv2dParams& p, bool computed, bool by
       const float slope = p.activation == ADABM_ACT_PRELU ? ptx::load_constant(p.slope + o) : 0.0f;
       const float beta = one_class ? ptx::load_constant(p.beta + (p.border_kernels ? at.kernel * p.out_channels : 0) + o) : 0.0f;
       const uint32_t place = from + 4 * e;
-      // What depends on the launch alone is asked once for the rows of a part.
+      // Conditions that depend on the launch alone are tested once for all rows of a part.
       int32_t sums[kRows];
       float values[kRows];
       const auto for_rows = [&](auto&& change) {

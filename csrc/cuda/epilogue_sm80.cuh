@@ -1,4 +1,4 @@
-// What the kernels on mma.sync make of the sums of a tile: scale and bias, activation, residual, features, codes, in the order of
+// The epilogue of the kernels on mma.sync, for the sums of a tile: scale and bias, activation, residual, features, codes, in the order of
 // docs/numerics.md.
 //
 // A matrix product leaves its sums where it likes: a thread has columns 2 q and 2 q + 1 of every eight, for four pixels. Stored as they
@@ -10,9 +10,9 @@
 //   output, taken in order         0  1 | 2  3 | 4  5 | 6  7 | 8  9 | ...     two neighbours a thread
 //   output, with runs of 16        0  1 | 16 17| 32 33| 48 49| 2  3 | ...     sixteen neighbours a thread: a 16-byte store of codes
 //
-// Two ways out of this. Straight lines, where a tile's 64 outputs are whole and nothing rare is asked for: results go from registers to
+// There are two forms. The straight form takes tiles with 64 whole outputs where nothing rare is asked for: results go from registers to
 // memory 16 bytes at a time, with no branch on pixels or outputs; codes alone take runs of 16, features runs of 8, which are 16 bytes of
-// int16. Everything else takes the general form: sums go to shared memory, 16 outputs at a time, since only there a loop can count
+// int16. The general form takes everything else: sums go to shared memory, 16 outputs at a time, since only there a loop can count
 // through them, and it is short instead of fast.
 //
 // Sums begin at the bits of kAnchor, so that one subtraction makes a float of them; the packed weights say whether they can be so large
@@ -28,40 +28,41 @@
 namespace adabm {
 namespace cuda {
 
-// Bytes behind the codes of a pixel on their way out, which keep rows of 8-byte words on different banks.
+// Unused bytes behind the staged codes of a pixel, which keep rows of 8-byte words on different banks.
 constexpr int kStagePad = 8;
 
-// The straight form that a tile takes, by what is read and written besides codes; none where it takes the general one.
+// The straight forms, named after what is read and written besides codes; kNone where a tile takes the general form.
 enum class Straight { kNone, kCodes, kFloat32, kInt16 };
 
-// log2 of the neighbouring outputs of a thread: codes alone take what makes 16 bytes, features what makes 16 bytes of int16.
+// Returns log2 of the number of neighbouring outputs of a thread: where only codes are stored as many as have 16 bytes of codes, with features
+// as many as have 16 bytes of int16.
 ADABM_DEVICE int run_shift(Straight lines) { return lines == Straight::kNone ? 2 : lines == Straight::kCodes ? 4 : 3; }
 
-// The output of a tile, of those in column `column` of the j-th eight columns of a product, where threads have runs of 2^run_shift. A
+// Returns which output of a tile stands in column `column` of the j-th eight columns of a product, where threads have runs of 2^run_shift. A
 // thread has columns 2 q and 2 q + 1 of every eight, q being its number in a group of four: taken in order they are its runs, which
 // lie four runs apart.
 ADABM_DEVICE uint32_t output_of(int run_shift, uint32_t j, uint32_t column) {
   return (2 * j >> run_shift << (run_shift + 2)) + (column / 2 << run_shift) + (2 * j & ((1u << run_shift) - 1)) + column % 2;
 }
 
-// The address `count` times `bytes` behind one; unsigned factors make it one instruction.
+// Returns an address `count` times `bytes` further on; with unsigned factors this is one instruction.
 template <class T>
 ADABM_DEVICE T* behind(T* first, uint32_t bytes, uint32_t count) {
   return first + static_cast<uint64_t>(count) * bytes;
 }
 
-// A sum begins at the bits of kAnchor, so that a float's sum makes it a float where it is small.
+// A sum begins at the bits of kAnchor: where it is small, its bits are those of a float, from which one subtraction makes its value.
 constexpr uint32_t kFirstSum = 0x4b400000;
 
-// What the accumulators begin at: they are doubled where the sums of the codes are added.
+// Returns the number at which accumulators begin: they are doubled where the sums of the codes are added.
 ADABM_DEVICE int32_t first_sum(bool with_box) { return static_cast<int32_t>(with_box ? kFirstSum / 2 : kFirstSum); }
 ADABM_DEVICE uint32_t whole_sum(bool with_box, int32_t acc, int32_t box) {
   return with_box ? 2 * static_cast<uint32_t>(acc) + static_cast<uint32_t>(box) : static_cast<uint32_t>(acc);
 }
 
-// Of a tile that may take straight lines.
+// Returns the straight form of a tile for which the launch allows one.
 ADABM_DEVICE Straight straight_form(const Conv2dParams& p, int image) {
-  bool relu_of_codes = p.activation == ADABM_ACT_NONE;  // whether none is needed, or codes can be taken first
+  bool relu_of_codes = p.activation == ADABM_ACT_NONE;  // true where no activation is needed, or where ReLU can be applied to codes
   if (p.y_q) {
     const CodeGrid grid = code_grid(p.out_grid, image_bits(p.out_bits, image), p.y_unit);
     if (!grid.exact) return Straight::kNone;
@@ -70,17 +71,17 @@ ADABM_DEVICE Straight straight_form(const Conv2dParams& p, int image) {
   return p.y_int16 ? Straight::kInt16 : p.y || p.residual || !relu_of_codes ? Straight::kFloat32 : Straight::kCodes;
 }
 
-// ---- straight lines
+// ---- the straight form
 
 // Larger kernels have more classes of constants than a byte can tell apart.
 constexpr int kStraightKernel = 7;
 
-// The four pixels of a thread, of an inner tile: the m-th is 8 m pixels behind the first of the tile's.
+// The four pixels of a thread in an inner tile: the m-th lies 8 m pixels behind the first one of the thread.
 struct Pixels {
-  int first;                // in y, in pixels, of the first sub-pixel of the tile of outputs
-  int step, double_step;    // to the next one, and from every second one to the next; the same for all threads
-  uint32_t inside;          // bit m: whether the image has it; bit 4: whether the tile has several classes of constants
-  uint32_t classes;         // of constants in beta, a byte for each
+  int first;                // place of the first sub-pixel of the tile of outputs in y, in pixels
+  int step, double_step;    // pixels from one to the next, and to the next but one; the same for all threads
+  uint32_t inside;          // bit m: whether the image has pixel m; bit 4: whether the tile has several classes of constants
+  uint32_t classes;         // classes of constants in beta, a byte for each pixel
 
   ADABM_DEVICE bool has(int m) const { return inside >> m & 1; }
   ADABM_DEVICE int at(int m) const { return first + m % 2 * step + m / 2 * double_step; }
@@ -88,7 +89,7 @@ struct Pixels {
   ADABM_DEVICE int class_of(int m) const { return ptx::byte_perm(classes, 0, 0x4440 + m); }
 };
 
-// The m-th pixel of this thread within the tile.
+// Returns the m-th pixel of this thread within the tile.
 ADABM_DEVICE int pixel_of(int m) { return threadIdx.x / 32 * kWarpPixels + m * 8 + threadIdx.x % 32 / 4; }
 
 ADABM_DEVICE Pixels own_pixels(const Conv2dParams& p, const Place& at, const OutputTile& outputs) {
@@ -116,8 +117,8 @@ ADABM_DEVICE Pixels own_pixels(const Conv2dParams& p, const Place& at, const Out
   return pixels;
 }
 
-// Where a thread's residuals and features are: of its first outputs of the first pixel of y, bytes from one pixel to the next, and bytes
-// of a feature.
+// The places of the residuals and features of a thread: the first outputs of its first pixel, bytes from one pixel to the next, and bytes of a
+// feature.
 struct FeaturePlace {
   int64_t first;
   int pitch, size;
@@ -130,18 +131,18 @@ ADABM_DEVICE FeaturePlace own_features(const Conv2dParams& p, const OutputTile& 
   return place;
 }
 
-// Residuals on their way to this thread: of int16 eight outputs of each of its pixels, of float32 eight of two pixels.
+// Residuals on their way to this thread: eight outputs of each of its pixels as int16, or of two of its pixels as float32.
 struct Residuals {
   ptx::Words4 words[4];
 };
 
-// Sends for 16 bytes of the residuals of the m-th pixel, `offset` bytes behind the first, where there are any.
+// Starts to load 16 bytes of the residuals of the m-th pixel, `offset` bytes behind the first, where there are any.
 ADABM_DEVICE void load_residual(const Conv2dParams& p, const FeaturePlace& place, const Pixels& pixels, int m, int offset, ptx::Words4& to) {
   const uint8_t* from = behind(static_cast<const uint8_t*>(p.residual) + place.first + offset, place.pitch, pixels.at(m));
   ptx::load_global_if(p.residual && pixels.has(m), reinterpret_cast<const ptx::Words4*>(from), to);
 }
 
-// The first ones; where there are none, what changes nothing.
+// Starts to load the first residuals; where there are none, sets them to the number that changes nothing.
 ADABM_DEVICE Residuals first_residuals(const Conv2dParams& p, const FeaturePlace& place, const Pixels& pixels) {
   const uint32_t nothing = p.y_int16 ? 0u : ptx::bits_of(kNothing);
   Residuals out;
@@ -157,7 +158,7 @@ ADABM_DEVICE Residuals first_residuals(const Conv2dParams& p, const FeaturePlace
   return out;
 }
 
-// The sums of a tile as the bits of floats, in place. small: whether all are less than 2^22 in magnitude.
+// Turns the sums of a tile into the bits of floats, in place. small: whether all are less than 2^22 in magnitude.
 template <int kTiles>
 ADABM_DEVICE void make_floats(bool with_box, bool small, int32_t (&acc)[2][kTiles][4], const int32_t (&box)[2][4]) {
   if (with_box) {
@@ -186,7 +187,7 @@ ADABM_DEVICE void make_floats(bool with_box, bool small, int32_t (&acc)[2][kTile
   }
 }
 
-// kCount numbers from an address that is a multiple of 16 bytes.
+// Loads kCount numbers from an address that is a multiple of 16 bytes.
 template <int kCount>
 ADABM_DEVICE void load_row(const float* from, float (&to)[kCount]) {
 #pragma unroll
@@ -197,10 +198,10 @@ ADABM_DEVICE void load_row(const float* from, float (&to)[kCount]) {
   }
 }
 
-// Codes that code_pair gives, of two neighbouring ones each in a half; a product with a power of two and a sum are one instruction.
+// Joins codes as code_pair gives them, so that each half has two neighbouring ones; a product with a power of two and a sum are one instruction.
 ADABM_DEVICE uint32_t join_codes(uint32_t first, uint32_t second, uint32_t factor) { return second * factor + first; }
 
-// Eight neighbouring codes of a pixel, as they are stored: pairs[k] has codes k and k + 4 in its halves.
+// Returns eight neighbouring codes of a pixel in their stored form: pairs[k] has codes k and k + 4 in its halves.
 ADABM_DEVICE void store_eight(uint8_t* to, int storage, const uint32_t (&pairs)[4]) {
   const auto join = [&](uint32_t factor, uint32_t& first, uint32_t& last) {
     first = join_codes(pairs[0], pairs[1], factor), last = join_codes(pairs[2], pairs[3], factor);
@@ -218,11 +219,11 @@ ADABM_DEVICE void store_eight(uint8_t* to, int storage, const uint32_t (&pairs)[
   }
 }
 
-// How eight such codes become one or two words without a question for each which storage it is: numbers of the storage alone, worked out
-// once, are operands of the same instructions.
+// Numbers by which eight such codes become one or two words without a branch on the storage for each: they depend on the storage alone, are
+// computed once, and are operands of the same instructions for every storage.
 struct Packing {
-  uint32_t next, next_two;  // by which a code and two codes are multiplied to stand behind others
-  uint32_t low;             // bytes of the first word, of the first and the last four codes
+  uint32_t next, next_two;  // factors that move one code, and two codes, behind others
+  uint32_t low;             // selector of the bytes of the first word, from the first and the last four codes
 
   ADABM_DEVICE explicit Packing(int storage)
       // clang-format off: one choice a line would stand far to the right
@@ -237,8 +238,8 @@ struct Packing {
   }
 };
 
-// Stores sixteen codes of each of a thread's pixels: codes[0] and codes[1] have the first and the last eight. `to` is y_q's place of the
-// first ones of its first pixel.
+// Stores sixteen codes of each pixel of a thread: codes[0] and codes[1] have the first and the last eight. `to` is the place in y_q of the first
+// codes of the first pixel.
 ADABM_DEVICE void store_sixteens(uint8_t* to, int pitch, int storage, const Pixels& pixels, const ptx::Words2 (&codes)[2][4]) {
   const auto each = [&](auto&& store) {
 #pragma unroll
@@ -259,7 +260,7 @@ ADABM_DEVICE void store_sixteens(uint8_t* to, int pitch, int storage, const Pixe
     });
 }
 
-// Results of a tile whose sums are floats, from registers to memory. residuals: the first ones, with features.
+// Takes the results of a tile from registers to memory; its sums are floats. residuals: the first ones, in the forms with features.
 template <Straight kForm>
 ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& outputs, int image, int bits, Pixels pixels, Residuals residuals,
                                  const int32_t (&acc)[2][8][4]) {
@@ -279,10 +280,10 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
     y_q = behind(p.y_q, p.y_q_image, image) + (outputs.channel + first_output) / 8 * storage;
   }
   const bool relu = kFeatures && p.activation == ADABM_ACT_RELU;
-  // Codes grow with values: those of max(v, 0) are those of v, but no less than that of 0.
+  // Codes rise with values, so the code of max(v, 0) is the code of v, but no less than the code of 0.
   const uint32_t lowest = !kFeatures && p.activation == ADABM_ACT_RELU ? code_pair(0.0f, 0.0f, grid) : 0u;
   const Packing packing(storage);
-  ptx::Words2 codes[2][4];  // without features
+  ptx::Words2 codes[2][4];  // used in the form without features
 #pragma unroll
   for (int run = 0; run < 2; run++) {
     float alphas[kRun], betas[kRun];
@@ -295,7 +296,7 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
 #pragma unroll
     for (int m = 0; m < 4; m++) {
       float values[kRun];
-      // Features leave no registers to keep what all pixels of a tile inside the image have in common.
+      // With features there are no registers left for constants that all pixels of a tile inside the image share.
       if (kFeatures || m == 0 || pixels.several_classes()) load_row(p.beta + (pixels.class_of(m) * p.out_channels + o), betas);
 #pragma unroll
       for (int k = 0; k < kRun; k++) {
@@ -306,7 +307,7 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
 #pragma unroll
         for (int k = 0; k < kRun; k++) values[k] = fmaxf(values[k], 0.0f);
       }
-      // Where residuals have been taken, the next ones set out: the compiler could not move them over stores, as y may be residual.
+      // Where residuals have been used, loads of the next ones start here: the compiler could not move them before stores, as y may be residual.
       if constexpr (kInt16) {
 #pragma unroll
         for (int k = 0; k < kRun; k += 2) add_features(residuals.words[m].w[k / 2], values[k], values[k + 1]);
@@ -362,15 +363,15 @@ ADABM_DEVICE void straight_lines(const Conv2dParams& p, const OutputTile& output
 
 // ---- the general form
 
-// Words of a pixel in shared memory while its results are made: where it is in y (-1: nowhere, or it stays as it is) and in beta, its
+// Words of a pixel in shared memory while its results are made: its place in y (-1: it has none, or it stays as it is), its place in beta, its
 // PixelUse, and the sum of its codes.
 constexpr int kPixelInfoBytes = 16;
 
-// Bytes of shared memory that the general form takes for tiles of so many outputs: codes on their way out, what is known of the pixels,
-// and the sums of 16 outputs.
+// Bytes of shared memory that the general form takes for tiles of so many outputs: staged codes, the words of the pixels, and the sums of 16
+// outputs.
 ADABM_HD inline uint32_t general_bytes(int width) { return kTilePixels * (width + kStagePad + kPixelInfoBytes + 16 * 4); }
 
-// The staged codes of one tile, [pixel][outputs + kStagePad], leave as packed words; the words of a pixel that this tile owns.
+// Stores the staged codes of one tile, [pixel][outputs + kStagePad], as packed words; only the words of a pixel that this tile owns.
 template <int kTiles>
 ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const OutputTile& outputs, int image, int bits) {
   constexpr int kPitch = kTiles * 8 + kStagePad;
@@ -411,8 +412,8 @@ ADABM_DEVICE void store_codes(const Conv2dParams& p, const Place& at, const Outp
   }
 }
 
-// Adds the residual to the value of one output and stores it in y, y_acc and y_image, where they are given; the value becomes what y
-// holds of it.
+// Adds the residual to the value of one output and stores it in y, y_acc and y_image, where they are given; the value becomes the one that
+// y holds.
 ADABM_DEVICE void store_feature(const Conv2dParams& p, int64_t at, int32_t sum, float& value) {
   if (p.y_int16) {
     if (p.residual) value = value_of(ptx::load_global(static_cast<const int16_t*>(p.residual) + at), p.y_unit) + value;
@@ -427,7 +428,7 @@ ADABM_DEVICE void store_feature(const Conv2dParams& p, int64_t at, int32_t sum, 
   if (p.y_image) ptx::store_global(p.y_image + at, static_cast<uint8_t>(quantize_low_byte(value, 1.0f, 0.0f, 255.0f)));
 }
 
-// Results of any tile. A thread takes its sums up again from shared memory, four outputs of a pixel at a time, since only there a loop
+// Computes the results of any tile. A thread reads its sums again from shared memory, four outputs of a pixel at a time, since only there a loop
 // can count through them. by_pixel: whether some pixels stay as they are or are passed on.
 template <int kTiles>
 ADABM_DEVICE void general_form(const Conv2dParams& p, bool by_pixel, const Place& at, const OutputTile& outputs, int image, int bits, bool with_box,
@@ -446,9 +447,9 @@ ADABM_DEVICE void general_form(const Conv2dParams& p, bool by_pixel, const Place
     top = static_cast<float>((1 << out_bits) - 1);
   }
   const uint32_t infos = ptx::shared_base() + kTilePixels * kPitch, sums = infos + kTilePixels * kPixelInfoBytes + threadIdx.x * 8;
-  constexpr int kSumsBytes = kThreads * 8;  // from one of a thread's sums to the next two
+  constexpr int kSumsBytes = kThreads * 8;  // bytes from two sums of a thread to its next two
   {
-    // Each lane finds out about one of its warp's pixels.
+    // Each lane finds the words of one pixel of its warp.
     const int pixel = threadIdx.x, row = at.row + (pixel >> at.shift), column = at.column + (pixel & (at.columns - 1));
     const bool inside = pixel >> at.shift < at.rows && row < at.end_row && column < at.end_column;
     PixelUse use = inside ? PixelUse::kComputed : PixelUse::kUntouched;

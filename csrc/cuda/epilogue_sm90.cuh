@@ -1,4 +1,4 @@
-// What the kernels of compute capability 9.0 make of the sums of a strip: activation, residual, features, codes, pixels.
+// The epilogue of the kernels of compute capability 9.0, for the sums of a strip: activation, residual, features, codes, pixels.
 //
 // A strip is 8 columns by 16 rows of pixels and 64 outputs; its four warps have 16 outputs each. A thread has, of every row, two
 // neighbouring outputs at two neighbouring pixels:
@@ -31,7 +31,7 @@ inline Straight straight_form(const Conv2dParams& p) {
   const bool features = p.y || p.residual;
   const uint64_t row_bytes = uint64_t{4} * p.shuffle * p.shuffle * p.width * p.y_pitch;  // from one row of a strip to the next
   if (p.kernel_h != 3 || p.kernel_w != 3 || p.tiling.group % kMaxTileOutputs || p.y_acc || p.y_image || p.border_kernels) return Straight::kNone;
-  if (p.activation == ADABM_ACT_PRELU && (features || p.y_int16)) return Straight::kNone;  // no network's: left to the general form
+  if (p.activation == ADABM_ACT_PRELU && (features || p.y_int16)) return Straight::kNone;  // no network has this: the general form takes it
   const bool large = row_bytes > INT32_MAX || int64_t{1} * p.batch * p.height * p.shuffle > INT32_MAX;
   if (reinterpret_cast<uintptr_t>(p.y_q) % 16 || (features && !p.y_pairs) || large) return Straight::kNone;
   const bool dense = p.y_pitch == kMaxTileOutputs && p.shuffle == 1;  // pixels follow one another without a gap
@@ -41,7 +41,7 @@ inline Straight straight_form(const Conv2dParams& p) {
 
 // ---- the straight form
 
-// What the pixels of a strip are: how many rows and columns lie in its tile and the image, and whether some of them have a border
+// The pixels of a strip: how many rows and columns lie in its tile and the image, and whether some of them have a border
 // class of their own.
 struct StripPixels {
   int row, column, rows, columns;
@@ -59,24 +59,24 @@ ADABM_DEVICE StripPixels strip_pixels(const Conv2dParams& p, const Tile& at, int
   return s;
 }
 
-// Whether values become codes, and whether `shrink` is 1 then, as it nearly always is.
+// Whether values become codes, and whether `shrink` is 1 for them, as it nearly always is.
 enum class Codes { kOrdinary, kNone, kShrunk };
 
 constexpr float kShrink = 0x1p-24f;
 
-// What one thread needs to know of the layer, from the tables.
+// The constants of one thread, from the tables of the layer.
 struct LayerValues {
   int output, second;  // the first of its two outputs, and how far behind it the second is: 1, but 0 where there is none
   float alphas[2], betas[2];
-  float units;     // what alpha and beta have been multiplied by, a power of two
-  CodeGrid grid;   // of values in these units
-  float shrink;    // what values are multiplied by before they become codes: 1, but kShrink where the grid's scale would be denormal
+  float units;     // a power of two by which alpha and beta have been multiplied
+  CodeGrid grid;   // grid of the codes, for values in these units
+  float shrink;    // factor of values before they become codes: 1, but kShrink where the grid's scale would be denormal
   uint32_t unit_factor;  // 2 to the power of the bits of a stored code
-  Codes codes;     // what is made of values in the forms with features
-  int activation;  // that is left to do
+  Codes codes;     // whether and how values become codes in the forms with features
+  int activation;  // the activation that is still to be applied
 };
 
-// The grid of values in units of 1 / `units`. Scales of 2^-76 and less, which no range of values has, are kept 2^24 times as large.
+// Returns the grid for values in units of 1 / `units`. Scales of 2^-76 and less, which no range of values has, are kept 2^24 times as large.
 ADABM_DEVICE void set_grid(LayerValues& v, const float* out_grid, int bits, float unit) {
   const float* row = out_grid + (bits - ADABM_MIN_BITS) * 2;
   const float scale = ptx::load_constant(row);
@@ -86,9 +86,9 @@ ADABM_DEVICE void set_grid(LayerValues& v, const float* out_grid, int bits, floa
 
 // ---- features of 16 bits in strips of the usual kind (is_usual)
 //
-// A value v, in units of the features, is rounded to v + 32768 as a denormal number: its bits are the integer. What saturates at 0
-// bounds it below, and what is no number becomes 0; packing bounds it above; and -32768 becomes -32767 where the bias is taken away
-// again. 32768 is even, so that halves round to the same side with it or without it.
+// A value v, in units of the features, is rounded to v + 32768 as a denormal number: its bits are the integer. Saturation at 0 bounds
+// it below, and NaN becomes 0; packing bounds it above; and -32768 becomes -32767 where the bias is taken away again. 32768 is even, so that
+// halves round to the same side with it or without it.
 
 ADABM_DEVICE float round_biased(float value) { return ptx::fma_saturate(value, 0x1p-149f, 0x1p-134f); }
 ADABM_DEVICE uint32_t pack_biased(float first, float second) {
@@ -96,18 +96,18 @@ ADABM_DEVICE uint32_t pack_biased(float first, float second) {
   return ptx::add_max_halves(biased, 0x80008000u, 0x80018001u);
 }
 
-// The feature as a float in units of kHeldUnit features, not bounded above.
+// Returns the feature as a float in units of kHeldUnit features, not bounded above.
 constexpr float kHeldUnit = 0x1p22f;
 ADABM_DEVICE float held_value(float biased) { return fmaf(biased, 0x1p127f, -32768.0f / kHeldUnit); }
 
-// Whether the features -32767 and 32767 have the lowest and the highest code: what is beyond them then has the same one, as codes do not
-// fall where values rise. A grid so coarse that its scale in units of kHeldUnit would not be finite is not asked for.
+// Returns whether the features -32767 and 32767 have the lowest and the highest code: values beyond them then have the same codes, as codes do
+// not fall where values rise. A grid so coarse that its scale in units of kHeldUnit would not be finite is not asked for.
 ADABM_DEVICE bool codes_need_no_clamp(const CodeGrid& grid) {
   return code_pair(-32767.0f, 32767.0f, grid) == (grid.top & 0xffff0000u) && grid.scale < 0x1p100f;
 }
 
-// Of the thread whose first output is the given one. Features of 16 bits are in units of 2^-fraction, alpha and beta too (which must then
-// be below 2^104 in magnitude, or they would overflow).
+// Returns the constants of the thread whose first output is the given one. With features of 16 bits values are in units of 2^-fraction, as are
+// alpha and beta (which must then be below 2^104 in magnitude, or they would overflow).
 template <Straight kForm>
 ADABM_DEVICE LayerValues layer_values(const Conv2dParams& p, int image, int bits, int output) {
   LayerValues v = {};
@@ -129,13 +129,14 @@ ADABM_DEVICE LayerValues layer_values(const Conv2dParams& p, int image, int bits
   return v;
 }
 
-// The first of the two outputs of a thread of a warpgroup in its tile of outputs, where weights are in registers.
+// Returns the first of the two outputs of a thread of a warpgroup in its tile of outputs, where weights are in registers.
 ADABM_DEVICE uint32_t first_in_tile(uint32_t thread) { return thread / 32 * 16 + thread % 32 / 4 * 2; }
 
-// Forms whose features are 64 to a pixel, without a gap or a PixelShuffle, so that there is one tile of outputs.
+// Returns whether a form has 64 features for each pixel, without a gap or a PixelShuffle, so that there is one tile of outputs.
 ADABM_HD constexpr bool is_dense(Straight form) { return form == Straight::kFloat32 || form == Straight::kInt16; }
 
-// The pixel of the results that a strip's first one of a row becomes, of all images; with a PixelShuffle, of the tile's sub-pixel.
+// Returns the pixel of the results, counted over all images, that belongs to the first pixel of a row of a strip; with a PixelShuffle the one of
+// the sub-pixel of the tile.
 template <Straight kForm>
 ADABM_DEVICE int64_t first_pixel(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, int row_in_strip) {
   if (is_dense(kForm)) return static_cast<int64_t>(image * p.height + s.row + row_in_strip) * p.width + s.column;
@@ -143,15 +144,15 @@ ADABM_DEVICE int64_t first_pixel(const Conv2dParams& p, const StripPixels& s, co
   return static_cast<int64_t>((image * p.height + s.row + row_in_strip) * r + sub_row) * (p.width * r) + s.column * r + sub_column;
 }
 
-// Where this thread's features of a strip are, in y as in the residual: the first of two neighbouring ones of each of its two pixels, in
-// bytes from the tensor's first. Columns beyond the strip's stand for one of it: what is there may be read.
+// The places of the features of this thread in a strip, equal in y and in the residual: the first of two neighbouring features of each of its
+// two pixels, in bytes from the first of the tensor. Columns beyond the strip are replaced by one inside, which may be read.
 template <Straight kForm>
 struct FeaturePlace {
   static constexpr int kBytes = kForm == Straight::kInt16 ? 2 : 4;
-  int64_t offset;      // of the first pixel in the strip's first row
-  uint32_t apart;      // from there to the other pixel
-  uint32_t row_bytes;  // from one row of the strip to the next
-  int rows[2];         // of the strip, for each pixel: 0 where the other one lies outside
+  int64_t offset;      // place of the first pixel in the first row of the strip
+  uint32_t apart;      // bytes from there to the other pixel
+  uint32_t row_bytes;  // bytes from one row of the strip to the next
+  int rows[2];         // rows of the strip for each of the two pixels; 0 for a pixel that lies outside
 
   FeaturePlace() = default;
   ADABM_DEVICE FeaturePlace(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread) {
@@ -164,7 +165,7 @@ struct FeaturePlace {
   }
 };
 
-// The same in one of the two tensors, row after row. Where pixels follow one another without a gap, one pointer serves both.
+// The same places in one of the two tensors, row after row. Where pixels follow one another without a gap, one pointer serves both.
 template <Straight kForm>
 struct FeatureRows {
   static constexpr int kApart = is_dense(kForm) ? FeaturePlace<kForm>::kBytes * kMaxTileOutputs : 0;
@@ -183,24 +184,24 @@ struct FeatureRows {
   }
 };
 
-// Whether tiles end within a strip, as those of residual blocks do: their columns are then cut off everywhere, by predicates for which
-// the forms with 16 rows have no registers.
+// Returns whether tiles end within a strip, as the tiles of residual blocks do: columns are then cut off everywhere, by predicates for which the forms
+// with 16 rows have no registers.
 ADABM_HD constexpr bool cut_columns(int groups) { return groups < kStripRows; }
 
-// The residual of some rows of a strip, the first of which are on their way while the products are made. Of features of 16 bits these
-// are all rows. Of floats they are as many as there are registers for beside the sums and the weights, and the place of a row that is
-// done is read into again.
+// The residual of some rows of a strip, the first of which are on their way while the products are made. With features of 16
+// bits these are all rows. With floats they are as many as have registers beside the sums and the weights; later rows are read into the
+// registers of rows that are done.
 template <Straight kForm, int kGroups>
 struct Ahead {
   static constexpr int kRowWords = kForm == Straight::kInt16 ? 2 : 4;
   static constexpr int kRows = kForm == Straight::kInt16 ? kGroups : kForm == Straight::kFloat32Apart ? 4 : kGroups == kStripRows ? 6 : 12;
   static_assert(kRows % 2 == 0, "rows are done in pairs");
-  uint32_t words[kRows * kRowWords];  // those of row j from kRowWords (j % kRows) on
+  uint32_t words[kRows * kRowWords];  // the words of row j begin at kRowWords (j % kRows)
   FeaturePlace<kForm> place;
   FeatureRows<kForm> next;
 
-  // Rows j .. j + kCount - 1, which come next; those behind the strip's last one are not read. kWhole: the strip has all rows
-  // and, but where cut_columns, all columns.
+  // Starts to read rows j .. j + kCount - 1, which come next; rows behind the last one of the strip are not read. kWhole: the strip has all
+  // rows and, except with cut_columns, all columns.
   template <int kCount, bool kWhole>
   ADABM_DEVICE void read(int j) {
 #pragma unroll
@@ -214,12 +215,12 @@ struct Ahead {
   ADABM_DEVICE const uint32_t* row(int j) const { return words + j % kRows * kRowWords; }
 };
 
-// beta of this thread's four pixels of two rows of a 3x3 layer. It stays as it is in strips without a pixel along the border; pixels
+// The beta of the four pixels of this thread in two rows of a 3x3 layer. It does not change in strips without a pixel along the border; pixels
 // outside the image have the border class of the nearest one.
 struct Betas {
-  float values[2][2][2];  // of row m, pixel i, output e
-  int columns[2];         // where the first output's beta of pixel i is in the table, in the first row class
-  int row;                // of the strip
+  float values[2][2][2];  // [row m][pixel i][output e]
+  int columns[2];         // place of the beta of the first output at pixel i in the table, in the first row class
+  int row;                // the first row of the strip
   bool border;
 
   ADABM_DEVICE static int class_of(int position, int size) { return (position <= 0 ? 2 : 0) + (position >= size - 1 ? 1 : 0); }
@@ -230,7 +231,7 @@ struct Betas {
 #pragma unroll
     for (int i = 0; i < 2; i++) columns[i] = class_of(column + i, p.width) * p.out_channels + v.output;
   }
-  // Rows j and j + 1 are next.
+  // Makes ready for rows j and j + 1.
   ADABM_DEVICE void enter(const Conv2dParams& p, const LayerValues& v, int j) {
     if (!border) return;
 #pragma unroll
@@ -241,7 +242,7 @@ struct Betas {
   }
 };
 
-// Codes staged as units of 16 bits leave as 16 bytes at once, of kStorage bits a code.
+// Stores codes that are staged as units of 16 bits, 16 bytes at once, at kStorage bits a code.
 template <Straight kForm, int kStorage, int kGroups>
 ADABM_DEVICE void store_units(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread, uint32_t staged) {
   constexpr int kParts = kStorage / 2, kRows = kGroupThreads / (kParts * kStripColumns), kUnits = 8 / kStorage;  // rows at once; words of 16 bytes to read
@@ -249,7 +250,7 @@ ADABM_DEVICE void store_units(const Conv2dParams& p, const StripPixels& s, const
   const int shuffle = is_dense(kForm) ? 1 : p.shuffle, group = is_dense(kForm) ? kMaxTileOutputs : p.tiling.group, pitch = group * kStorage / 8;
   uint8_t* to = p.y_q + first_pixel<kForm>(p, s, outputs, image, row) * pitch + static_cast<int>(column) * shuffle * pitch + part * 16;
   if (!is_dense(kForm)) to += outputs.channel * kStorage / 8;
-  // An image begins where it does with codes of 8 bits.
+  // An image begins at the same byte as with codes of 8 bits.
   if (kStorage < 8) to += image * (static_cast<int64_t>(p.height * shuffle) * (p.width * shuffle)) * (group - pitch);
   const int64_t step = static_cast<int64_t>(kRows * shuffle * shuffle * p.width) * pitch;
   const uint32_t from = staged + (row * kStripColumns + column) * kStagedPitch + part * kUnits * 16;
@@ -270,11 +271,11 @@ ADABM_DEVICE void stage_units(uint32_t thread, uint32_t row_address, uint32_t ro
   ptx::store_matrices_transposed<kCount>(row_address + thread % 32 / 8 * row_bytes + thread % 8 * pixel_bytes, units);
 }
 
-// Values of this thread in two rows: of row m, pixel i, output e.
+// Values of this thread in two rows: [row m][pixel i][output e].
 using Values = float[2][2][2];
 
-// The sums of rows first and first + 1 of a strip as values: scale, bias and activation.
-// kUsual: of pixels that are not along the border, without an activation.
+// Turns the sums of rows first and first + 1 of a strip into values: scale, bias and activation.
+// kUsual: no pixel lies along the border, and there is no activation.
 template <bool kPrelu, bool kUsual = false>
 ADABM_DEVICE void straight_values(const Conv2dParams& p, const LayerValues& v, const int32_t* acc, Betas& betas, int first, Values& values) {
   if (!kUsual) betas.enter(p, v, first);
@@ -301,7 +302,7 @@ ADABM_DEVICE void units_of_values(const Values& values, const CodeGrid& grid, ui
     units[m] = unit_pair(code_pair(values[m][0][0], values[m][1][0], grid), code_pair(values[m][0][1], values[m][1][1], grid), unit_factor);
 }
 
-// Rows first and first + 1 of a strip, from sums to features in memory and units of codes. Bit 2 j + i of `written`: the i-th pixel of
+// Takes rows first and first + 1 of a strip from sums to features in memory and units of codes. Bit 2 j + i of `written`: the i-th pixel of
 // this thread in row j of the strip. `grid` is that of v, in units of kHeldUnit features in usual strips of 16-bit features.
 template <Straight kForm, int kGroups, bool kUsual>
 ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, const CodeGrid& grid, FeatureRows<kForm>& to, Betas& betas, int first,
@@ -359,7 +360,7 @@ ADABM_DEVICE void straight_rows(const Conv2dParams& p, const LayerValues& v, con
   }
 }
 
-// Whether a strip is of the usual kind, in the forms with features: it is whole (see Ahead), none of its pixels lies along the image's
+// Returns whether a strip is of the usual kind, in the forms with features: it is whole (see Ahead), none of its pixels lies along the image's
 // border, there are a residual, features, ordinary codes and no activation, and 16-bit features may be bounded after their codes are made.
 template <Straight kForm, int kGroups>
 ADABM_DEVICE bool is_usual(const Conv2dParams& p, const LayerValues& v, const StripPixels& s) {
@@ -369,7 +370,7 @@ ADABM_DEVICE bool is_usual(const Conv2dParams& p, const LayerValues& v, const St
          !ptx::any_lane(!(whole && unbounded && p.residual && p.y && v.codes == Codes::kOrdinary && p.activation == ADABM_ACT_NONE));
 }
 
-// All rows of a strip; their units are staged where there are codes. kUsual: see is_usual. That kind takes no branches.
+// Takes all rows of a strip; their units are staged where there are codes. kUsual: see is_usual. That kind takes no branches.
 template <Straight kForm, int kGroups, bool kUsual>
 ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const int32_t (&acc)[4 * kGroups],
                                 Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged) {
@@ -395,7 +396,7 @@ ADABM_DEVICE void straight_sums(const Conv2dParams& p, const LayerValues& v, con
   }
 }
 
-// The residual of a strip that the products are being made of, on its way to registers.
+// Starts to read the residual of the strip whose products are being made.
 template <Straight kForm, int kGroups>
 ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const OutputTile& outputs, int image, uint32_t thread, Ahead<kForm, kGroups>& ahead) {
   if (kForm == Straight::kCodes) return;
@@ -409,8 +410,8 @@ ADABM_DEVICE void read_ahead(const Conv2dParams& p, const StripPixels& s, const 
     ahead.template read<kRows, true>(0);
 }
 
-// Results of one strip in the order of docs/numerics.md. `staged`, 80 bytes a pixel, and named barrier `barrier` are this warpgroup's
-// own. ahead: from read_ahead.
+// Computes the results of one strip in the order of docs/numerics.md. `staged`, 80 bytes a pixel, and the named barrier `barrier` belong to
+// this warpgroup. ahead: from read_ahead.
 template <Straight kForm, int kGroups>
 ADABM_DEVICE void straight_epilogue(const Conv2dParams& p, const LayerValues& v, const StripPixels& s, const OutputTile& outputs, int image,
                                     const int32_t (&acc)[4 * kGroups], Ahead<kForm, kGroups>& ahead, uint32_t thread, uint32_t staged, int barrier) {
@@ -426,7 +427,7 @@ ADABM_DEVICE void straight_epilogue(const Conv2dParams& p, const LayerValues& v,
     store_units<kForm, 4, kGroups>(p, s, outputs, image, thread, staged);
   else
     store_units<kForm, 2, kGroups>(p, s, outputs, image, thread, staged);
-  ptx::sync_threads(barrier, kGroupThreads);  // before the next strip takes the place
+  ptx::sync_threads(barrier, kGroupThreads);  // before the next strip is staged at the same place
 }
 
 }  // namespace sm90

@@ -1,4 +1,4 @@
-// What the kernel whose weights pass through shared memory makes of the sums of a strip (conv2d_sm90.cuh).
+// The epilogue of the kernel whose weights pass through shared memory (conv2d_sm90.cuh), for the sums of a strip.
 //
 // A thread's sums are two outputs, eight apart, at neighbouring pixels, and it has those of up to two strips. One instruction after the
 // other for all of them, as in epilogue_sm90.cuh, would be too long a text for kernels with shuffles and borders of every kind. So they go
@@ -8,12 +8,12 @@
 //   at pixels 2 q, 2 q + 1       -->     | 16 outputs, 4 bytes each | 16 unused | -->  of each of the four rows
 //
 // A lane then has four neighbouring outputs, 16 bytes of features, at the same pixel of every row; with 80 bytes a pixel neither stores
-// nor loads meet a bank twice. What follows stands in the code once, in a loop over these parts, whatever registers the sums were in.
+// nor loads meet a bank twice. The code after that exists only once, in a loop over these parts, whatever registers the sums were in.
 //
-// Two forms. In vectors: all outputs lie in fours as they do in memory, so that the four values of a pixel are read and written at once,
+// There are two forms. The form in vectors: all outputs lie in fours as they do in memory, so that the four values of a pixel are read and written at once,
 // a PixelShuffle included. Tiles along a border with kernels of its own, strips cut off by the image and pixels with border classes
-// differ only in addresses and counts. General: anything else, one value after the other; for regions that leave pixels as they are,
-// sums as results, and outputs that lie otherwise.
+// differ only in addresses and counts. The general form takes everything else, one value after the other: regions that leave pixels as they
+// are, sums as results, and outputs that lie otherwise.
 #pragma once
 
 #include "cuda/epilogue_general_sm90.cuh"
@@ -27,19 +27,19 @@ namespace sm90 {
 using FourRows = Part<4>;
 static_assert(kGroupThreads / 32 * FourRows::kBytes <= 8 * kStripRows * kStagedPitch, "parts of all warps lie where codes are staged");
 
-// Four outputs at a time where that is how results lie.
+// Returns the form that takes four outputs at a time, where results lie in fours.
 inline Straight staged_form(const Conv2dParams& p) {
   const auto aligned = [](const void* pointer, int bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; };
   const int group = p.tiling.group, feature_bytes = kFour * (p.y_int16 ? 2 : 4);
   if (p.y_acc || p.shuffle * group % kFour || (group % kFour && p.tiling.tiles > 1)) return Straight::kNone;
   if (!aligned(p.alpha, 16) || !aligned(p.beta, 16) || !aligned(p.slope, 16)) return Straight::kNone;
-  // Where four outputs go on from one sub-pixel to the next, so must features.
+  // Where four outputs reach from one sub-pixel into the next, their features must be adjacent.
   if ((p.y || p.residual) && (group % kFour ? p.y_pitch != group : p.y_pitch % kFour)) return Straight::kNone;
   if (!aligned(p.y, feature_bytes) || !aligned(p.residual, feature_bytes) || !aligned(p.y_image, 4)) return Straight::kNone;
-  return p.y_q && group % kWarpOutputs ? Straight::kNone : Straight::kFours;  // else no whole words of packed codes
+  return p.y_q && group % kWarpOutputs ? Straight::kNone : Straight::kFours;  // otherwise words of packed codes would not be whole
 }
 
-// The part-th rows of the sums of one of this warpgroup's strips.
+// Writes the sums of one strip of this warpgroup to shared memory, for the rows of part `part`.
 template <int kOwn>
 ADABM_DEVICE void stage_part(const int32_t (&acc)[kOwn][4 * kStripRows], int own, int part, uint32_t to) {
 #pragma unroll
@@ -54,12 +54,12 @@ ADABM_DEVICE void load_four(float (&to)[kFour], const float* from) {
   for (int e = 0; e < kFour; e++) to[e] = ptx::float_of(words[e]);
 }
 
-// What a lane needs to know of the layer, of its four outputs and of what becomes of them.
+// The constants of a lane: those of the layer, of its four outputs and of their codes.
 struct FourValues {
   float alphas[kFour], betas[kFour];
-  float units;    // what these have been multiplied by
-  CodeGrid grid;  // of codes, in these units
-  float shrink;   // what values are multiplied by before they become codes
+  float units;    // the factor by which the constants above have been multiplied
+  CodeGrid grid;  // grid of the codes, for values in these units
+  float shrink;   // factor of values before they become codes
   int storage;    // bits of a stored code; 0 where there are none
 };
 
@@ -72,7 +72,7 @@ ADABM_DEVICE FourValues four_values(const Conv2dParams& p, int image, int bits, 
     set_grid(layer, p.out_grid, out_bits, p.y_unit);
     v.grid = layer.grid, v.shrink = layer.shrink, v.storage = storage_bits(out_bits, p.packed_codes & ADABM_PACKED_Y);
   } else {
-    v.grid = code_grid(1.0f, 0.0f, 8, p.y_unit);  // pixels of an image
+    v.grid = code_grid(1.0f, 0.0f, 8, p.y_unit);  // the grid of y_image
   }
   load_four(v.alphas, p.alpha + (bits - ADABM_MIN_BITS) * p.out_channels + output);
   load_four(v.betas, p.beta + (p.border_kernels ? kernel * p.out_channels : 0) + output);
@@ -81,11 +81,11 @@ ADABM_DEVICE FourValues four_values(const Conv2dParams& p, int image, int bits, 
   return v;
 }
 
-// The residual of a part, on its way: four floats a row, or four features of 16 bits in the first two words.
+// The residual of a part, while it is being loaded: four floats a row, or four features of 16 bits in the first two words.
 struct PartResidual {
   ptx::Words4 rows[FourRows::kRows];
 
-  // Of the first `count` rows.
+  // Starts to load the residual of the first `count` rows.
   ADABM_DEVICE void read(const char* from, int64_t step, int count, bool int16) {
 #pragma unroll
     for (int m = 0; m < FourRows::kRows; m++, from += step) {
@@ -105,12 +105,13 @@ ADABM_DEVICE void for_values(PartValues& values, Change&& change) {
   for (int k = 0; k < FourRows::kRows * kFour; k++) change(values[k / kFour][k % kFour], k / kFour, k % kFour);
 }
 
-// The four codes of a row of a part in a word, a byte each.
+// Returns the four codes of a row of a part in a word, a byte each.
 ADABM_DEVICE uint32_t four_codes(const float (&values)[kFour], const CodeGrid& grid) {
   return ptx::byte_perm(code_pair(values[0], values[1], grid), code_pair(values[2], values[3], grid), 0x6420);
 }
 
-// Results of this warpgroup's strips of a tile, in vectors, in the order of docs/numerics.md. staged: of the warpgroup.
+// Computes the results of the strips of this warpgroup in a tile, in vectors, in the order of docs/numerics.md. staged: shared memory of the
+// warpgroup.
 template <int kOwn>
 ADABM_DEVICE void four_epilogue(const Conv2dParams& p, const Tile& at, const OutputTile& outputs, int image, int bits, int consumer,
                                 const int32_t (&acc)[kOwn][4 * kStripRows], uint32_t thread, uint32_t staged) {
@@ -121,7 +122,7 @@ ADABM_DEVICE void four_epilogue(const Conv2dParams& p, const Tile& at, const Out
   const FourValues v = four_values(p, image, bits, at.kernel, output);
   const uint32_t to = FourRows::to<false>(staged, thread), from = FourRows::from(staged, thread);
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2, feature_bytes = p.y_int16 ? 2 : 4;
-  const int r = ptx::opaque(p.shuffle);  // so that nothing that follows from it is kept in registers all the time
+  const int r = ptx::opaque(p.shuffle);  // so that no number that follows from it is kept in registers all the time
   const int64_t image_pixels = static_cast<int64_t>(p.height * r) * (p.width * r);
   const bool codes = p.y_q || p.y_image, shrunk = ptx::any_lane(v.shrink != 1.0f);
 #pragma unroll 1
@@ -223,8 +224,8 @@ ADABM_DEVICE void four_epilogue(const Conv2dParams& p, const Tile& at, const Out
   }
 }
 
-// Results of this warpgroup's strips of a tile, whatever they are. Named barrier `barrier` is the warpgroup's own. computed: whether there
-// are sums; by_pixel: whether some pixels stay as they are or are passed on.
+// Computes the results of the strips of this warpgroup in a tile in the general form. The named barrier `barrier` belongs to the warpgroup.
+// computed: whether there are sums; by_pixel: whether some pixels stay as they are or are passed on.
 template <int kOwn>
 ADABM_DEVICE void general_strips(const Conv2dParams& p, bool computed, bool by_pixel, const Tile& at, const OutputTile& outputs, int image, int bits,
                                  int consumer, const int32_t (&acc)[kOwn][4 * kStripRows], uint32_t thread, uint32_t staged, int barrier) {

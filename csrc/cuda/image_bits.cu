@@ -1,4 +1,4 @@
-// The measure of each image and the bits it gives every layer, without the host: two launches, sums in a fixed order.
+// Finds the measure of each image and the bits of every layer that follow from it, without the host: two launches, sums in a fixed order.
 #include <cmath>
 
 #include "common/status.h"
@@ -10,7 +10,7 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kBlocks = ADABM_MEASURE_BYTES / sizeof(double);  // of an image
+constexpr int kBlocks = ADABM_MEASURE_BYTES / sizeof(double);  // blocks for each image
 
 ADABM_DEVICE float luma(const adabm_image_bits_args& a, const float* image, int row, int column) {
   row = row < 0 ? 0 : row >= a.height ? a.height - 1 : row;
@@ -22,8 +22,7 @@ ADABM_DEVICE float luma(const adabm_image_bits_args& a, const float* image, int 
   return red + green + blue;
 }
 
-// workspace[image][block] gets the sum of both directions' |gradient| over the block's share of the pixels. Grid:
-// [kBlocks][images].
+// workspace[image][block] gets the sum of |gradient| of both directions over the share of the block in the pixels. Grid: [kBlocks][images].
 __global__ void __launch_bounds__(kThreads) measure(const __grid_constant__ adabm_image_bits_args a) {
   const int image = blockIdx.y, pixels = a.height * a.width;
   const float* x = a.x + image * a.stride_n;
@@ -49,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) measure(const __grid_constant__ adab
   ptx::store_global(static_cast<double*>(a.workspace) + image * kBlocks + blockIdx.x, sum);
 }
 
-// One thread an image.
+// Each thread takes one image.
 __global__ void __launch_bounds__(kThreads) decide(const __grid_constant__ adabm_image_bits_args a) {
   const int image = blockIdx.x * kThreads + threadIdx.x;
   if (image >= a.batch) return;

@@ -1,4 +1,4 @@
-// The way from a C entry to a kernel: the device it names, checked, and a launch whose failure is a status of that very call.
+// Steps between a C entry and a kernel: the named device is checked, and a launch that fails is reported by the status of the same call.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,10 +9,11 @@
 
 namespace adabm {
 
-// Throws where a CUDA call failed, with what was tried.
+// Throws where a CUDA call failed; the message names the call.
 void check_cuda(cudaError_t error, const char* what);
 
-// Makes a device current for one call and gives the caller's back. Throws where there is none, or no kernel for it.
+// Makes a device current for one call and restores the device of the caller afterwards. Throws where there is no such device, or no kernel
+// for it.
 class DeviceScope {
  public:
   explicit DeviceScope(int device);
@@ -20,14 +21,14 @@ class DeviceScope {
   DeviceScope(const DeviceScope&) = delete;
 
   int compute_major() const { return compute_major_; }
-  // Throws unless the pointer is null or into memory that the device can reach.
+  // Throws unless the pointer is null or points into memory that the device can reach.
   void check_pointer(const void* pointer, const char* name) const;
 
  private:
   int device_, before_, compute_major_ = 0;
 };
 
-// One launch; nothing waits for it. Parameters travel by value.
+// Launches a kernel without waiting for it. Parameters are passed by value.
 template <class Parameters>
 void launch(void (*kernel)(Parameters), const char* name, dim3 grid, dim3 block, uint32_t shared_bytes, void* stream, const Parameters& parameters) {
   constexpr uint32_t kWithoutAsking = 48 << 10;

@@ -32,18 +32,18 @@ namespace cuda {
 
 constexpr uint32_t kPackedMagic = 0x41424755;  // "UGBA"
 constexpr int kPackedHeaderBytes = 64;
-constexpr int kBoxBytes = 128;           // at the end of the packed form, where its 8-bit weights need the sum of the codes
+constexpr int kBoxBytes = 128;           // bytes at the end of packed weights whose 8-bit form needs the sum of the codes
 constexpr int kMaxTileOutputs = 64;
-constexpr int kRowBytes = 16;            // a row of an 8x8 matrix of 16 bits, what ldmatrix reads at once
-constexpr int kSliceBytes = 2 * kRowBytes;  // of every pixel and output in one matrix product: 32 codes of 8 bits or 64 of 4
-constexpr int kStages = 3;               // of weights in shared memory
+constexpr int kRowBytes = 16;            // a row of an 8x8 matrix of 16-bit elements, which ldmatrix reads at once
+constexpr int kSliceBytes = 2 * kRowBytes;  // bytes of every pixel and output in one matrix product: 32 codes of 8 bits or 64 of 4 bits
+constexpr int kStages = 3;               // stages of weights in shared memory
 
 struct PackedHeader {
   uint32_t magic;
   int32_t version;
   int32_t box[2];  // by form (8 bits, 4 bits): the sum of the codes is to be added to twice the products
-  // Of any output: the sum of its positive weights or that of the others' magnitudes, whichever is more, and at least 1. 0: unknown,
-  // as in what older libraries with the same version have packed.
+  // The largest, over all outputs, of the sum of positive weights and the sum of magnitudes of negative weights; at least 1. 0 stands for
+  // unknown, as in weights that older libraries of the same version have packed.
   int32_t reach;
 };
 
@@ -51,10 +51,10 @@ struct PackedHeader {
 // codes is shared between blocks.
 struct OutputTiling {
   int group;          // channels of a sub-pixel
-  int subs_per_tile;  // where a tile holds several
-  int tiles_per_sub;  // where a sub-pixel needs several
+  int subs_per_tile;  // how many sub-pixels a tile holds
+  int tiles_per_sub;  // how many tiles a sub-pixel needs
   int tiles;
-  int width;          // outputs computed, a multiple of 16; those beyond the tile's have weights 0
+  int width;          // outputs that are computed, a multiple of 16; those that do not exist have weights 0
 };
 
 ADABM_HD inline OutputTiling output_tiling(int out_channels, int shuffle) {
@@ -70,12 +70,12 @@ ADABM_HD inline OutputTiling output_tiling(int out_channels, int shuffle) {
 }
 
 struct OutputTile {
-  int first, count;  // outputs
-  int sub, subs;     // sub-pixels
-  int channel;       // of the first output within its sub-pixel
+  int first, count;  // the first output and how many there are
+  int sub, subs;     // the first sub-pixel and how many there are
+  int channel;       // channel of the first output within its sub-pixel
 };
 
-// Of tile whole * tiles_per_sub + part.
+// Returns the outputs of tile whole * tiles_per_sub + part.
 ADABM_HD inline OutputTile output_tile(const OutputTiling& t, int shuffle, int whole, int part) {
   OutputTile o;
   o.sub = whole * t.subs_per_tile;
@@ -88,7 +88,7 @@ ADABM_HD inline OutputTile output_tile(const OutputTiling& t, int shuffle, int w
 }
 
 ADABM_HD inline OutputTile output_tile(const OutputTiling& t, int shuffle, int tile) {
-  const int whole = t.tiles_per_sub == 1 ? tile : tile / t.tiles_per_sub;  // most layers divide by nothing
+  const int whole = t.tiles_per_sub == 1 ? tile : tile / t.tiles_per_sub;  // most layers need no division
   return output_tile(t, shuffle, whole, tile - whole * t.tiles_per_sub);
 }
 
@@ -99,12 +99,12 @@ ADABM_HD inline bool unfolds(int channels, int kernel_w) { return channels <= 4 
 // One arithmetic width: codes and weights of 8 or 4 bits. Channels come in chunks of `planes` rows of 16 bytes; each chunk's slices
 // of weights follow one another, [planes / 2][taps], each [2][width outputs][16 bytes].
 struct Form {
-  int planes, plane_shift;  // a power of two, and of which
+  int planes, plane_shift;  // a power of two, and its logarithm
   int chunks;
-  int slices;        // of a chunk
-  int stage_slices;  // copied and waited for together
-  int64_t offset;    // in the packed form
-  int64_t tile_bytes;  // all weights of one output tile
+  int slices;        // slices of a chunk
+  int stage_slices;  // how many slices are copied and waited for together
+  int64_t offset;    // bytes from the start of the packed weights
+  int64_t tile_bytes;  // bytes of all weights of one tile of outputs
 };
 
 ADABM_HD inline Form make_form(int bits, int channels, int kernel_h, int kernel_w, int width) {

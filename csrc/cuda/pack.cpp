@@ -1,4 +1,4 @@
-// Weights in the order in which the GPU kernels read them, in host memory.
+// Packs weights in host memory, in the order in which the GPU kernels read them.
 #include <algorithm>
 #include <cstring>
 
@@ -17,7 +17,7 @@ int64_t weight_count(const adabm_weights& w) {
   return (w.border_kernels ? taps : 1) * w.out_channels * taps * w.channels;
 }
 
-// Whether the weights fit 4 signed bits: as they are, or, all being odd, as k' with m = 2k' + 1 and the sum of the codes on top.
+// Returns whether the weights fit 4 signed bits: as they are, or, where all are odd, as k' of m = 2k' + 1, with the sum of the codes added.
 FourBits four_bit_form(const adabm_weights& w, bool box_filter) {
   if (unfolds(w.channels, w.kernel_w)) return FourBits::kNone;
   bool fit = true, halved = !box_filter;
@@ -29,15 +29,15 @@ FourBits four_bit_form(const adabm_weights& w, bool box_filter) {
   return fit ? FourBits::kAsGiven : halved ? FourBits::kHalved : FourBits::kNone;
 }
 
-// Whether k' of m = 2k' + 1 are so small that m itself fits 8 bits: it is then packed, and no sum of the codes is needed.
+// Returns whether the k' of m = 2k' + 1 are so small that m itself fits 8 bits: m is then packed, and no sum of the codes is needed.
 bool liftable(const adabm_weights& w, bool box_filter) {
   if (!box_filter) return false;
   const auto fits = [](int8_t k) { return k >= -64 && k <= 63; };
   return std::all_of(w.weight, w.weight + weight_count(w), fits);
 }
 
-// The most that an output's weights m of one sign sum up to: no sum of products with codes up to c is larger in magnitude than c times
-// that. At least 1, since 0 stands for unknown.
+// Returns the largest magnitude of a sum of all weights m of one sign of an output: no sum of products with codes up to c is larger in
+// magnitude than c times this number. It is at least 1, since 0 stands for unknown.
 int32_t reach(const adabm_weights& w, bool box_filter) {
   const int64_t products = static_cast<int64_t>(w.kernel_h) * w.kernel_w * w.channels;
   int64_t most = 1;
@@ -54,9 +54,9 @@ int32_t reach(const adabm_weights& w, bool box_filter) {
 
 struct Layout {
   OutputTiling tiling;
-  Form forms[2];  // 8 bits, 4 bits
+  Form forms[2];  // the 8-bit form and the 4-bit form
   FourBits four_bits;
-  bool lifted;  // the 8-bit form holds 2k' + 1
+  bool lifted;  // true where the 8-bit form holds 2k' + 1
   int64_t classes, bytes;
 };
 
@@ -77,7 +77,7 @@ Layout layout(const adabm_weights& w, int box_filter, int shuffle) {
     l.forms[form].offset = l.bytes;
     if (form == 0 || l.four_bits != FourBits::kNone) l.bytes += l.classes * l.tiling.tiles * l.forms[form].tile_bytes;
   }
-  if (box_filter && !l.lifted) l.bytes += kBoxBytes;  // its length tells the host, which cannot read the header on the device
+  if (box_filter && !l.lifted) l.bytes += kBoxBytes;  // the length tells this to the host, which cannot read the header on the device
   return l;
 }
 

@@ -6,13 +6,13 @@
 //   ring: [ stage 0 ][ stage 1 ][ stage 2 ] ->
 //        wait full -> fence -> products -> arrive empty        the consumers, behind it
 //
-// A stage is handed over when what is in it has landed, not a stage later: copies of threads arrive at its barrier by themselves
+// A stage is handed over when its codes have landed, not a stage later: copies of threads arrive at its barrier by themselves
 // (cp_async_arrive), the copy engine counts its bytes there, and codes that threads unpack are there when these arrive. The producer
-// never waits for its own copies, so it cannot make the fence that must stand between them and products. Whoever waits for a stage
+// never waits for its own copies, so it cannot make the fence that must stand between them and products. The consumer that waits for a stage
 // makes it, behind the wait (Ring::wait_full). docs/gpu_cuda.md has the rules of PTX ISA behind this.
 //
-// Three routes, by how the codes of an image are stored (Route):
-//   the copy engine: one thread starts a box for every 16 channels, and what lies outside the image arrives as zeros;
+// There are three routes, by how the codes of an image are stored (Route):
+//   the copy engine: one thread starts a box for every 16 channels, and pixels outside the image arrive as zeros;
 //   bytes: each of 128 threads stays with 16 channels of one column and goes from line to line, so that a source is a sum;
 //   4 or 2 bits: a thread takes whole pixels and turns words into rows of bytes on the way, several loaded before the first is unpacked.
 //
@@ -26,7 +26,7 @@ namespace adabm {
 namespace cuda {
 namespace sm90 {
 
-// Where a pixel of a halo lies in its image, in bytes, and whether it does: outside, the offset means nothing.
+// The offset of a pixel of a halo in its image, in bytes, and whether it lies inside; the offset of a pixel outside is not valid.
 struct ImagePixel {
   uint32_t offset;
   bool inside;
@@ -36,31 +36,32 @@ struct ImagePixel {
 // or columns where a tile stands upright; "inner" is along a line, "outer" from line to line.
 struct Halo {
   int across, lines;             // pixels of a line, and how many lines
-  int inner, outer;              // the first pixel in the image, which may lie outside
-  int inner_size, outer_size;    // of the image
-  int inner_bytes, outer_bytes;  // from one pixel to the next, from one line to the next
-  BlockDivisor line;                  // of pixels by number, line after line
+  int inner, outer;              // the first pixel, counted in the image; it may lie outside
+  int inner_size, outer_size;    // size of the image along a line and across lines
+  int inner_bytes, outer_bytes;  // bytes from one pixel to the next, and from one line to the next
+  BlockDivisor line;                  // divides numbers of pixels, which are counted line after line, by `across`
 
   ADABM_DEVICE Halo(int across, int lines, int inner_size, int outer_size, int inner_bytes, int outer_bytes)
       : across(across), lines(lines), inner(0), outer(0), inner_size(inner_size), outer_size(outer_size), inner_bytes(inner_bytes), outer_bytes(outer_bytes),
         line(across) {}
   ADABM_DEVICE int pixels() const { return across * lines; }
-  // Of the first pixel, in bytes.
+  // Returns the offset of the first pixel in bytes.
   ADABM_DEVICE int64_t offset() const { return static_cast<int64_t>(outer) * outer_bytes + inner * inner_bytes; }
-  // Whether all pixels are inside the image.
+  // Returns whether all pixels are inside the image.
   ADABM_DEVICE bool inside() const { return (inner | outer | (inner_size - across - inner) | (outer_size - lines - outer)) >= 0; }
 
-  // The number of a thread's i-th pixel, or of the last pixel behind it.
+  // Returns the number of the i-th pixel of a thread, or the number of the last pixel where there is none.
   ADABM_DEVICE int pixel(int thread, int i) const {
     const int number = i * kGroupThreads + thread;
     return (i + 1) * kGroupThreads <= pixels() || number < pixels() ? number : pixels() - 1;
   }
-  // From the first pixel, in bytes, where all pixels are inside: an image has less than 2^31 bytes.
+  // Returns the offset from the first pixel in bytes, where all pixels are inside: an image has less than 2^31 bytes.
   ADABM_DEVICE uint32_t offset_of(int thread, int i) const {
     const uint32_t along_bytes = inner_bytes, line_bytes = outer_bytes - across * along_bytes;  // modulo 2^32, as the sum is below
     return line.quotient(pixel(thread, i)) * line_bytes + pixel(thread, i) * along_bytes;
   }
-  // From the image's first pixel: this one may lie several long rows above the image, more than 2^32 bytes before what is inside.
+  // Counts from the first pixel of the image: the first pixel of the halo may lie several long rows above it, more than 2^32 bytes before the
+  // pixels inside.
   ADABM_DEVICE ImagePixel in_image(int thread, int i) const {
     const int line_number = line.quotient(pixel(thread, i)), along = pixel(thread, i) - line_number * across;
     const uint32_t o = outer + line_number, n = inner + along;
@@ -74,12 +75,12 @@ struct Halo {
 // bytes.
 template <int kPlanes, bool kWide, bool kInside>
 ADABM_DEVICE void copy_bytes(const Halo& h, int thread, const uint8_t* image, int pitch, int from, uint32_t to, uint32_t plane_bytes) {
-  const uint32_t line_bytes = ptx::own_register(h.outer_bytes, thread);  // else it is moved to a register for every line
+  const uint32_t line_bytes = ptx::own_register(h.outer_bytes, thread);  // otherwise it would be moved to a register for every line
   for (int unit = thread; unit < h.across * kPlanes; unit += kGroupThreads) {
     const int along = unit / kPlanes, plane = unit % kPlanes, channel = from + plane * kRowBytes;
     const bool inside = kInside || static_cast<unsigned>(h.inner + along) < static_cast<unsigned>(h.inner_size);
-    const int there = inside ? pitch - channel : 0;  // bytes of the row that exist
-    const uint8_t* source = image + h.offset() + along * h.inner_bytes + channel;  // read only where it is inside
+    const int there = inside ? pitch - channel : 0;  // bytes of the 16 channels that exist
+    const uint8_t* source = image + h.offset() + along * h.inner_bytes + channel;  // it is read only where it lies inside
     uint32_t target = to + plane * plane_bytes + along * kRowBytes;
 #pragma unroll(kWide ? 6 : 1)
     for (int line = 0; line < h.lines; line++) {
@@ -95,7 +96,7 @@ ADABM_DEVICE void copy_bytes(const Halo& h, int thread, const uint8_t* image, in
   }
 }
 
-// Codes of 2 or 4 bits as bytes: kPlanes rows of 16 codes, which lie one behind the other in `words`.
+// Turns codes of 2 or 4 bits into bytes: kPlanes rows of 16 codes, which lie one behind the other in `words`.
 template <int kPlanes, int kStorage>
 ADABM_DEVICE void bytes_of_codes(const uint32_t* words, ptx::Words4 (&rows)[kPlanes]) {
   constexpr uint32_t kPairs = 0x33333333, kNibbles = 0x0f0f0f0f, kCodes = 0x03030303;
@@ -141,8 +142,8 @@ ADABM_DEVICE void bytes_of_codes(const uint32_t* words, ptx::Words4 (&rows)[kPla
   }
 }
 
-// Where the pixels of a halo that a thread unpacks lie in the image, from the halo's first: pixel i * kGroupThreads + thread for i = 0, 1
-// and so on, or the last one behind it. The same for all tiles of an image, so kept in registers where there are few.
+// The offsets of the pixels of a halo that a thread unpacks, from the first pixel of the halo: pixels i * kGroupThreads + thread for i = 0, 1
+// and so on, or the last pixel where there is no such pixel. They are equal for all tiles of an image, so they stay in registers if few.
 template <int kRounds>
 class PixelOffsets {
   uint32_t offsets_[kRounds];
@@ -163,9 +164,9 @@ class PixelOffsets<0> {
   ADABM_DEVICE uint32_t operator()(const Halo& h, int thread, int i) const { return h.offset_of(thread, i); }
 };
 
-// As copy_bytes, of codes of kStorage bits, 2 or 4, which become bytes on the way. A thread takes whole pixels, kGroupThreads from one to
-// the next. kWide: pixels are multiples of 32 channels, so that what is read of one is whole vectors: then a batch of pixels is loaded
-// before the first is unpacked.
+// Does what copy_bytes does for codes of kStorage bits, 2 or 4, which become bytes on the way. A thread takes whole pixels, kGroupThreads from
+// one to the next. kWide: pixels are multiples of 32 channels, so that whole vectors are read: then a batch of pixels is loaded before the
+// first is unpacked.
 template <int kPlanes, int kStorage, bool kWide, class Offsets>
 ADABM_DEVICE void unpack_codes(const Halo& h, const Offsets& offsets, bool inside, int thread, const uint8_t* image, int pitch, int from, uint32_t to,
                                uint32_t plane_bytes) {
@@ -215,7 +216,7 @@ ADABM_DEVICE void unpack_codes(const Halo& h, const Offsets& offsets, bool insid
 // How the tiles of an image come in. Wide: a pixel is a multiple of 16 bytes, or of 32 channels where codes are packed.
 enum class Route { kTensor, kBytes, kBytesNarrow, kFourBits, kFourBitsNarrow, kTwoBits, kTwoBitsNarrow };
 
-// What a producer needs to know of an image.
+// The constants of a producer for one image.
 struct Image {
   const uint8_t* codes;
   int storage, pitch;
@@ -234,7 +235,7 @@ struct Image {
   ADABM_DEVICE bool tensor() const { return route == Route::kTensor; }
 };
 
-// Threads bring kPlanes rows of 16 channels, from the first_plane-th on, of a tile and its halo into shared memory, and arrive at the
+// All threads of the producer bring kPlanes rows of 16 channels, from the first_plane-th on, of a tile and its halo into shared memory, and arrive at the
 // barrier when they are there.
 template <int kPlanes, class Offsets>
 ADABM_DEVICE void load_tile(const Conv2dParams& p, const Halo& h, const Offsets& offsets, bool inside, int thread, const Image& image, int first_plane,
@@ -262,8 +263,8 @@ ADABM_DEVICE void load_tile(const Conv2dParams& p, const Halo& h, const Offsets&
   ptx::mbarrier_arrive(barrier);
 }
 
-// The copy engine does: one thread starts a box for each row of 16 channels, of codes stored as bytes, whose first pixel is at this row
-// and column. The others only arrive.
+// The copy engine brings them: one thread starts a box for each row of 16 channels of codes stored as bytes; the first pixel of the box is at
+// the given row and column. The other threads only arrive.
 template <int kPlanes>
 ADABM_DEVICE void copy_tile(const Conv2dParams& p, const ptx::TensorMap& map, int thread, int row, int column, int image, int first_plane, uint32_t to,
                             uint32_t barrier) {
@@ -283,9 +284,9 @@ struct Ring {
   ADABM_DEVICE Ring(uint32_t barriers, int stages) : barriers(barriers), stages(stages) {}
   ADABM_DEVICE uint32_t full() const { return barriers + stage * 2 * ptx::kBarrierBytes; }
   ADABM_DEVICE uint32_t empty() const { return full() + ptx::kBarrierBytes; }
-  // What the stage holds may then be read by this thread's products, whoever wrote it.
+  // Afterwards the products of this thread may read the stage, whichever thread wrote it.
   ADABM_DEVICE void wait_full() const { ptx::mbarrier_wait(full(), parity), ptx::fence_async(); }
-  // The first round finds everything empty.
+  // In the first round all stages are empty.
   ADABM_DEVICE void wait_empty() const { ptx::mbarrier_wait(empty(), parity ^ 1); }
   ADABM_DEVICE void next() {
     if (++stage == stages) stage = 0, parity ^= 1;
@@ -300,10 +301,10 @@ ADABM_DEVICE void produce_tiles(const Conv2dParams& p, const RegionParams& regio
   constexpr int kPlanes = 2 * kResidentSteps, kColumns = kStrips * kStripColumns + 2, kRows = kStripRows + 2;
   constexpr int kRounds = (kColumns * kRows + kGroupThreads - 1) / kGroupThreads;
   const int thread = threadIdx.x % kGroupThreads;
-  // From one of the block's tiles to the next, in tiles and then in pixels.
+  // The distance from one tile of the block to the next, in tiles and then in pixels.
   const int rows_on = blocks / p.inner_across, row_step = rows_on * kTileRows, column_step = (blocks - rows_on * p.inner_across) * kTileColumns;
   const int end_column = p.inner_across * kTileColumns, end_row = p.tiles / p.inner_across * kTileRows;
-  int number = blockIdx.x / p.tiles, row = blockIdx.x - number * p.tiles;  // first the tile's number
+  int number = blockIdx.x / p.tiles, row = blockIdx.x - number * p.tiles;  // `row` is the number of the tile at first
   int column = row % p.inner_across * kTileColumns;
   row = row / p.inner_across * kTileRows;
   while (number < p.batch) {
@@ -330,7 +331,7 @@ ADABM_DEVICE void produce_tiles(const Conv2dParams& p, const RegionParams& regio
         load_tile<kPlanes>(p, h, offsets, h.inside(), thread, image, 0, to, full);
       ring.next();
     }
-    for (; row >= end_row; row -= end_row) number++;  // tiles go on in the next image where this one's rows end
+    for (; row >= end_row; row -= end_row) number++;  // behind the last rows of an image tiles go on in the next image
   }
   ptx::cp_async_commit(), ptx::cp_async_wait<0>();  // no thread ends with copies under way
 }
@@ -356,7 +357,7 @@ ADABM_DEVICE void produce_stages(const Conv2dParams90& q, Ring ring, uint32_t st
     h.inner = upright ? row : column, h.outer = upright ? column : row;
     const bool inside = h.inside();
     for (int step = 0; step < q.steps; step++) {
-      const int thread = ptx::opaque(threadIdx.x % kGroupThreads);  // what follows from it is made anew, not kept in registers
+      const int thread = ptx::opaque(threadIdx.x % kGroupThreads);  // numbers that follow from it are computed again, not kept in registers
       ring.wait_empty();
       const uint32_t to = stages + ring.stage * q.stage_bytes, full = ring.full();
       if (thread == 0) {

@@ -1,4 +1,4 @@
-// Every instruction that the kernels do not get from plain C++, once: its device form and its host twin.
+// Every instruction that the kernels do not get from plain C++, each in a device form and a host twin.
 //
 // Shared memory is an address here, not a pointer, and global memory is read and written by functions: the host runtime
 // (tests/helpers/cuda_host) sees every access that way. Collectives involve all 32 lanes of a warp.
@@ -21,8 +21,8 @@ struct alignas(16) Words4 {
   uint32_t w[4];
 };
 
-// The value, of which compilers then know nothing: they keep it rather than compute it anew, and move nothing that follows from it out of
-// the loop that this stands in.
+// Returns the value such that compilers know nothing about it: they keep it rather than compute it again, and move no computation with it out
+// of the loop around this call.
 ADABM_DEVICE uint32_t opaque(uint32_t value) {
 #if defined(__CUDACC__)
   asm volatile("" : "+r"(value));
@@ -30,8 +30,8 @@ ADABM_DEVICE uint32_t opaque(uint32_t value) {
   return value;
 }
 
-// The number of this thread in its block (one-dimensional), read here and now: what follows from threadIdx.x compilers work out before
-// loops and keep in registers, of which some kernels have none to spare.
+// Returns the number of this thread in its block (one-dimensional), read anew at this place: compilers compute numbers that follow from
+// threadIdx.x before loops and keep in registers, of which some kernels have none to spare.
 ADABM_DEVICE uint32_t thread_index() {
 #if defined(__CUDACC__)
   uint32_t index;
@@ -44,7 +44,7 @@ ADABM_DEVICE uint32_t thread_index() {
 
 // ---- memory
 
-// The first byte of the block's dynamic shared memory.
+// Returns the address of the first byte of the dynamic shared memory of the block.
 ADABM_DEVICE uint32_t shared_base() {
 #if defined(__CUDACC__)
   extern __shared__ __align__(128) unsigned char dynamic_shared[];
@@ -74,7 +74,7 @@ ADABM_DEVICE void store_shared(uint32_t address, const T& value) {
 #endif
 }
 
-// Of memory that no thread writes while the kernel runs.
+// Loads from memory that no thread writes while the kernel runs.
 template <class T>
 ADABM_DEVICE T load_constant(const T* pointer) {
 #if defined(__CUDACC__)
@@ -85,7 +85,7 @@ ADABM_DEVICE T load_constant(const T* pointer) {
 #endif
 }
 
-// kWords words in one load, 1, 2 or 4; the pointer is aligned to all of them.
+// Loads 1, 2 or 4 words (kWords) at once; the pointer is aligned to all of them.
 template <int kWords>
 ADABM_DEVICE void load_constant_words(uint32_t* words, const void* pointer) {
   static_assert(kWords == 1 || kWords == 2 || kWords == 4, "");
@@ -115,7 +115,7 @@ ADABM_DEVICE Words4 load_constant(const Words4* pointer) {
 #endif
 }
 
-// The same where `wanted`, else 0: a predicate, where compilers would make a branch for every load.
+// Does the same where `wanted` is set, and returns 0 otherwise. It is a predicate; compilers would make a branch for every load.
 ADABM_DEVICE uint32_t load_constant_if(bool wanted, const uint32_t* pointer) {
 #if defined(__CUDACC__)
   uint32_t word;
@@ -134,7 +134,7 @@ ADABM_DEVICE T load_global(const T* pointer) {
   return *pointer;
 }
 
-// Where `wanted`; else the words stay as they are.
+// Loads where `wanted` is set; otherwise the words stay as they are.
 ADABM_DEVICE void load_global_if(bool wanted, const Words4* pointer, Words4& words) {
 #if defined(__CUDACC__)
   asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
@@ -168,7 +168,7 @@ ADABM_DEVICE float float_of(uint32_t bits) {
   return value;
 }
 
-// Bytes of the eight in b:a, chosen by the lowest four nibbles of the selector, each 0..7.
+// Returns four of the eight bytes in b:a, chosen by the lowest four nibbles of the selector, each 0..7.
 ADABM_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
 #if defined(__CUDACC__)
   return __byte_perm(a, b, selector);
@@ -180,7 +180,7 @@ ADABM_DEVICE uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
 #endif
 }
 
-// The bits of a where the mask has ones, and those of b elsewhere, in one instruction: compilers turn the usual forms into two.
+// Returns the bits of a where the mask has ones, and the bits of b elsewhere, in one instruction: compilers turn the usual forms into two.
 ADABM_DEVICE uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
 #if defined(__CUDACC__)
   uint32_t out;
@@ -193,7 +193,7 @@ ADABM_DEVICE uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
 
 // ---- floats
 
-// a b + c, rounded once and then brought into 0..1; NaN gives 0.
+// Returns a b + c, rounded once and then clamped to 0..1; NaN gives 0.
 ADABM_DEVICE float fma_saturate(float a, float b, float c) {
 #if defined(__CUDACC__)
   float out;
@@ -205,7 +205,7 @@ ADABM_DEVICE float fma_saturate(float a, float b, float c) {
 #endif
 }
 
-// A negative value times `slope`, any other as it is: a comparison and a product, where compilers add a choice.
+// Returns a negative value times `slope`, and any other value as it is, by a comparison and a product; compilers would add a selection.
 ADABM_DEVICE float multiply_negative(float value, float slope) {
 #if defined(__CUDACC__)
   asm("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p mul.rn.f32 %0, %0, %1;\n}" : "+f"(value) : "f"(slope));
@@ -215,8 +215,8 @@ ADABM_DEVICE float multiply_negative(float value, float slope) {
 #endif
 }
 
-// The float16 nearest to each of two floats in 0..1, half to even, the first in the low half. Below 2^-13 float16 are the multiples
-// of 2^-24, and their bits say which.
+// Returns the float16 nearest to each of two floats in 0..1, half to even, the first in the low half. Below 2^-13 float16 are the multiples
+// of 2^-24, and their bits are the factor.
 ADABM_DEVICE uint32_t pack_halves(float low, float high) {
 #if defined(__CUDACC__)
   uint32_t out;
@@ -234,7 +234,7 @@ ADABM_DEVICE uint32_t pack_halves(float low, float high) {
 }
 
 #if !defined(__CUDACC__)
-// Of each half of two pairs of float16 in 0..1, whose bits are in the order of their values, the one that `chosen` says.
+// Returns for each half of two pairs of float16 in 0..1 the one that `chosen` selects; their bits are in the order of their values.
 template <class Chosen>
 inline uint32_t each_half(const char* name, uint32_t a, uint32_t b, Chosen&& chosen) {
   const auto of = [&](uint32_t x, uint32_t y) {
@@ -245,7 +245,7 @@ inline uint32_t each_half(const char* name, uint32_t a, uint32_t b, Chosen&& cho
 }
 #endif
 
-// The lesser ones of two pairs of float16 in 0..1.
+// Returns the lesser ones of two pairs of float16 in 0..1.
 ADABM_DEVICE uint32_t min_halves(uint32_t a, uint32_t b) {
 #if defined(__CUDACC__)
   uint32_t out;
@@ -256,7 +256,7 @@ ADABM_DEVICE uint32_t min_halves(uint32_t a, uint32_t b) {
 #endif
 }
 
-// The greater ones.
+// Returns the greater ones.
 ADABM_DEVICE uint32_t max_halves(uint32_t a, uint32_t b) {
 #if defined(__CUDACC__)
   uint32_t out;
@@ -269,7 +269,7 @@ ADABM_DEVICE uint32_t max_halves(uint32_t a, uint32_t b) {
 
 // ---- asynchronous copies (sm_80)
 
-// kBytes from global to shared memory, 4 or 16; only the first source_bytes are read and zeros take the place of the others.
+// Copies kBytes, 4 or 16, from global to shared memory; only the first source_bytes are read and zeros take the place of the others.
 template <int kBytes>
 ADABM_DEVICE void cp_async(uint32_t shared, const void* global, int source_bytes) {
   static_assert(kBytes == 4 || kBytes == 16, "");
@@ -291,7 +291,7 @@ ADABM_DEVICE void cp_async_commit() {
 #endif
 }
 
-// Waits until at most kPending of this thread's latest groups are under way.
+// Waits until at most kPending of the latest groups of this thread are under way.
 template <int kPending>
 ADABM_DEVICE void cp_async_wait() {
 #if defined(__CUDACC__)
@@ -311,7 +311,7 @@ ADABM_DEVICE void sync_block() {
 #endif
 }
 
-// Meets the other lanes of the warp.
+// Waits for the other lanes of the warp.
 ADABM_DEVICE void sync_warp() {
 #if defined(__CUDACC__)
   __syncwarp();
@@ -320,7 +320,7 @@ ADABM_DEVICE void sync_warp() {
 #endif
 }
 
-// Whether the condition holds for a lane of the warp. Compilers know of a vote, unlike of other exchanges between lanes, that it is
+// Returns whether the condition holds for any lane of the warp. Compilers know of a vote, unlike of other exchanges between lanes, that it is
 // the same for all of them: products of a warpgroup may stand behind a branch on it.
 ADABM_DEVICE bool any_lane(bool condition) {
 #if defined(__CUDACC__)
@@ -335,7 +335,7 @@ ADABM_DEVICE bool any_lane(bool condition) {
 #endif
 }
 
-// Bit i: whether the condition holds for lane i of the warp.
+// Returns a word whose bit i says whether the condition holds for lane i of the warp.
 ADABM_DEVICE uint32_t lanes_where(bool condition) {
 #if defined(__CUDACC__)
   return __ballot_sync(0xffffffffu, condition);
@@ -373,7 +373,7 @@ ADABM_DEVICE T shuffle_down(T value, int delta) {
 
 // ---- matrices
 
-// Four 8x8 matrices of 16 bits (rows of 16 bytes). Lane i names row i % 8 of matrix i / 8; it gets bytes 4 (i % 4) .. + 3 of
+// Loads four 8x8 matrices of 16-bit elements (rows of 16 bytes). Lane i names row i % 8 of matrix i / 8; it gets bytes 4 (i % 4) .. + 3 of
 // row i / 4 of each.
 ADABM_DEVICE void ldmatrix_x4(uint32_t (&out)[4], uint32_t row) {
 #if defined(__CUDACC__)
@@ -405,7 +405,7 @@ inline void mma_twin(const char* name, int32_t (&d)[4], const uint32_t (&a)[4], 
     const uint32_t *a, *b;
   } lane = {d, a, b};
   cuda_host::warp_collective(name, &lane, [](void* const* lanes) {
-    constexpr int kCodes = 32 / kBits, kDepth = 8 * kCodes;  // codes of a register; K
+    constexpr int kCodes = 32 / kBits, kDepth = 8 * kCodes;  // codes of a register, and K
     int16_t left[16][kDepth], right[8][kDepth];
     for (int i = 0; i < 32; i++) {
       const Lane& l = *static_cast<Lane*>(lanes[i]);
@@ -451,7 +451,7 @@ ADABM_DEVICE void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&
 #endif
 }
 
-// The same from `first` on: d = first + a b.
+// Does the same, but begins at `first`: d = first + a b.
 template <int kBits>
 ADABM_DEVICE void mma_from(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int32_t first) {
 #if defined(__CUDACC__)
@@ -465,7 +465,7 @@ ADABM_DEVICE void mma_from(int32_t (&d)[4], const uint32_t (&a)[4], const uint32
 #endif
 }
 
-// d += a b where `wanted`, which is one for the whole warp.
+// d += a b where `wanted` is set, which must be the same for the whole warp.
 template <int kBits>
 ADABM_DEVICE void mma_if(bool wanted, int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if defined(__CUDACC__)

@@ -1,4 +1,4 @@
-// Instructions of compute capability 9.0 (sm_90a), once: device form and host twin, as in ptx.cuh.
+// Instructions of compute capability 9.0 (sm_90a), each in a device form and a host twin, as in ptx.cuh.
 //
 // Products, their fences and waits involve all lanes of a warp, and the four warps of a warpgroup issue the same ones.
 #pragma once
@@ -12,7 +12,8 @@ namespace ptx {
 
 constexpr int kBarrierBytes = 8;
 
-// A phase ends with the `arrivals`-th arrival, once all bytes that arrivals announced have come. The block must meet before use.
+// Prepares a barrier. A phase ends with the `arrivals`-th arrival, once all bytes that arrivals announced have come. All threads of the block must meet before
+// the first use.
 ADABM_DEVICE void mbarrier_init(uint32_t barrier, int arrivals) {
 #if defined(__CUDACC__)
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -54,7 +55,7 @@ ADABM_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
 }
 
 // Arrives once all copies that this thread has started with cp_async so far have landed, whenever that is; the thread goes on at once.
-// Who waits for the phase then finds what they brought. It does not pass on the thread's other writes.
+// A thread that waits for the phase then sees the copied bytes. Other writes of this thread are not made visible.
 ADABM_DEVICE void cp_async_arrive(uint32_t barrier) {
 #if defined(__CUDACC__)
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
@@ -63,7 +64,8 @@ ADABM_DEVICE void cp_async_arrive(uint32_t barrier) {
 #endif
 }
 
-// A multiple of 16 bytes from global to shared memory, both aligned to 16, by the copy engine; they count for the barrier's phase.
+// Copies a multiple of 16 bytes from global to shared memory, both aligned to 16, by the copy engine; the bytes count for the phase of the
+// barrier.
 ADABM_DEVICE void bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
 #if defined(__CUDACC__)
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared), "l"(global), "r"(bytes), "r"(barrier)
@@ -73,7 +75,7 @@ ADABM_DEVICE void bulk_copy(uint32_t shared, const void* global, uint32_t bytes,
 #endif
 }
 
-// What a tensor copy knows of its source; tensor_map.h makes it on the host, and kernels get it by value.
+// The description of the source of a tensor copy; tensor_map.h makes it on the host, and kernels get it by value.
 #if defined(__CUDACC__)
 struct alignas(128) TensorMap {
   uint64_t opaque[16];
@@ -82,8 +84,8 @@ struct alignas(128) TensorMap {
 using TensorMap = cuda_host::TensorMap;
 #endif
 
-// The box of a 4-dimensional tensor that begins at these coordinates, innermost first, to shared memory at a multiple of 128 bytes;
-// zeros where the tensor has nothing. All bytes of the box count for the barrier's phase. `map` must be a kernel's
+// Copies the box of a 4-dimensional tensor that begins at these coordinates, innermost first, to shared memory at a multiple of 128 bytes;
+// positions outside the tensor become zeros. All bytes of the box count for the barrier's phase. `map` must be a kernel's
 // __grid_constant__ parameter.
 ADABM_DEVICE void tensor_copy(uint32_t shared, const TensorMap& map, int c, int w, int h, int n, uint32_t barrier) {
 #if defined(__CUDACC__)
@@ -105,7 +107,7 @@ ADABM_DEVICE void fence_async() {
 #endif
 }
 
-// Meets the other threads that name barrier `id` (1..15; 0 is sync_block); `threads` of them, a multiple of 32.
+// Waits for the other threads that name barrier `id` (1..15; 0 is sync_block); `threads` of them, a multiple of 32.
 ADABM_DEVICE void sync_threads(int id, int threads) {
 #if defined(__CUDACC__)
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -116,8 +118,8 @@ ADABM_DEVICE void sync_threads(int id, int threads) {
 
 // ---- tensors in global memory
 
-// The value, in a register of each thread, where ptxas would compute what is the same for a warp anew wherever it stands. It does not see
-// that the smaller of x and x | y is x.
+// Returns the value in a register of each thread. A value that is the same for a warp would be computed by ptxas again at every use; here it
+// does not see that the smaller of x and x | y is x.
 ADABM_DEVICE uint32_t own_register(uint32_t value, uint32_t thread) {
 #if defined(__CUDACC__)
   asm("{\n.reg .b32 more;\nor.b32 more, %0, %1;\nmin.u32 %0, %0, more;\n}" : "+r"(value) : "r"(thread));
@@ -127,7 +129,7 @@ ADABM_DEVICE uint32_t own_register(uint32_t value, uint32_t thread) {
   return value;
 }
 
-// Reads kCount (1 or 2) words of global memory where `wanted`; else they are undefined.
+// Reads kCount (1 or 2) words of global memory where `wanted` is set; otherwise the words are undefined.
 template <int kCount>
 ADABM_DEVICE void load_words_if(bool wanted, const char* pointer, uint32_t* words) {
   static_assert(kCount == 1 || kCount == 2, "");
@@ -149,7 +151,7 @@ ADABM_DEVICE void load_words_if(bool wanted, const char* pointer, uint32_t* word
 
 // ---- pairs of 16 bits
 
-// One of the two signed halves of a word, as a float: one instruction of the unit for conversions, which has little else to do.
+// Returns one of the two signed halves of a word as a float: one instruction of the unit for conversions, which has little else to do.
 template <int kHalf>
 ADABM_DEVICE float float_of_half(uint32_t word) {
 #if defined(__CUDACC__)
@@ -164,7 +166,7 @@ ADABM_DEVICE float float_of_half(uint32_t word) {
 #endif
 }
 
-// Two numbers brought into 0..65535, the first in the low half.
+// Returns two numbers clamped to 0..65535, the first in the low half.
 ADABM_DEVICE uint32_t pack_saturated(int32_t low, int32_t high) {
 #if defined(__CUDACC__)
   uint32_t out;
@@ -176,7 +178,7 @@ ADABM_DEVICE uint32_t pack_saturated(int32_t low, int32_t high) {
 #endif
 }
 
-// The signed halves of a + b, modulo 2^16, or those of `least` where they are greater.
+// Returns the signed halves of a + b, modulo 2^16, or the halves of `least` where these are greater.
 ADABM_DEVICE uint32_t add_max_halves(uint32_t a, uint32_t b, uint32_t least) {
 #if defined(__CUDACC__)
   uint32_t out;
@@ -193,7 +195,7 @@ ADABM_DEVICE uint32_t add_max_halves(uint32_t a, uint32_t b, uint32_t least) {
 
 // ---- matrices to shared memory
 
-// kCount (2 or 4) 8x8 matrices of 16 bits, transposed: lane l holds in matrices[m] row l / 4, columns 2 (l % 4) (low half) and
+// Stores kCount (2 or 4) 8x8 matrices of 16-bit elements, transposed: lane l holds in matrices[m] row l / 4, columns 2 (l % 4) (low half) and
 // 2 (l % 4) + 1 of matrix m, and names 16 bytes for column l % 8 of matrix l / 8; lanes from 8 kCount on name nothing.
 template <int kCount>
 ADABM_DEVICE void store_matrices_transposed(uint32_t column, const uint32_t (&matrices)[kCount]) {
@@ -238,7 +240,7 @@ ADABM_DEVICE void take_registers() {
 
 // ---- products of a warpgroup
 
-// How a product finds B in shared memory, without swizzle: rows of 16 bytes (16 of the depth of one column), eight columns 128
+// Returns the descriptor by which a product finds B in shared memory, without swizzle: rows of 16 bytes (16 of the depth of one column), eight columns 128
 // bytes in a row; group_bytes from one such group to the next, half_bytes from the first 16 of the depth to the last 16. All of
 // them multiples of 16 below kDescriptorBytes, which a multiprocessor's shared memory does not reach; of the start, which an address
 // in the window of shared memory is, the bits above are left out. Adding n to the result moves the start by 16 n bytes.
@@ -249,7 +251,7 @@ ADABM_DEVICE uint64_t matrix_descriptor(uint32_t start, uint32_t half_bytes, uin
          static_cast<uint64_t>(group_bytes >> 4 & kUnits) << 32;
 }
 
-// Before the first product, and wherever registers of a product were touched since the last.
+// Must stand before the first product, and before a product whose registers were read or written since the last one.
 ADABM_DEVICE void wgmma_fence() {
 #if defined(__CUDACC__)
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -266,7 +268,7 @@ ADABM_DEVICE void wgmma_commit() {
 #endif
 }
 
-// Waits until at most kPending of this warp's latest groups are under way.
+// Waits until at most kPending of the latest groups of this warp are under way.
 template <int kPending>
 ADABM_DEVICE void wgmma_wait() {
 #if defined(__CUDACC__)
@@ -322,7 +324,7 @@ ADABM_DEVICE void wgmma_s8u8(int32_t (&d)[kColumns / 2], const uint32_t (&a)[4],
 #endif
 }
 
-// The same with a in shared memory too: rows of 16 bytes as for B, eight outputs 128 bytes in a row.
+// Does the same with a in shared memory too: rows of 16 bytes as for B, eight outputs 128 bytes in a row.
 template <int kColumns>
 ADABM_DEVICE void wgmma_s8u8(int32_t (&d)[kColumns / 2], uint64_t a, uint64_t descriptor, int accumulate) {
   static_assert(kColumns == 128, "");

@@ -1,4 +1,4 @@
-// Features of any strides, float32 or int16, to codes, one byte each or packed.
+// Turns features of any strides, float32 or int16, into codes, one byte each or packed.
 #include <algorithm>
 #include <cmath>
 
@@ -16,28 +16,28 @@ namespace {
 
 constexpr int kThreads = 256, kMaxGridRows = 65535;
 
-// Where codes go, and on which grid.
+// A target: where codes go, and their grid.
 struct Target {
   const float* grid;
   const int32_t* bits;
   uint8_t* y_q;
   int y_channels, y_pitch, y_start;
   bool packed;
-  bool aligned;  // whether four codes of one byte each can be stored at once
+  bool aligned;  // true where four codes of one byte each can be stored at once
 };
 
 struct QuantizeParams {
-  adabm_quantize_args a;  // what all targets share
+  adabm_quantize_args a;  // the arguments that all targets share
   RegionParams region;
-  float unit;             // 2^-fraction of int16
-  int pixels;             // of an image
-  int groups;             // of four channels that are written, of the target with most
-  int pixels_first;       // whether neighbouring threads take neighbouring pixels rather than channels
+  float unit;             // 2^-fraction where x is int16
+  int pixels;             // pixels of an image
+  int groups;             // groups of four channels to write, for the target that has most
+  int pixels_first;       // 1 where neighbouring threads take neighbouring pixels rather than channels
   int count;
   Target targets[ADABM_MAX_TARGETS];
 };
 
-// Four channels; those beyond the last are whatever the first is.
+// Loads four channels; channels beyond the last get the value of the first.
 ADABM_DEVICE void load_values(const QuantizeParams& p, int image, int row, int column, int group, float (&values)[4]) {
   const adabm_quantize_args& a = p.a;
   const int64_t pixel = image * a.stride_n + row * a.stride_h + column * a.stride_w;
@@ -57,7 +57,7 @@ ADABM_DEVICE void store_codes(const QuantizeParams& p, const Target& t, int imag
   const int bits = image_bits(t.bits, image);
   const float scale = ptx::load_constant(t.grid + (bits - ADABM_MIN_BITS) * 2), offset = ptx::load_constant(t.grid + (bits - ADABM_MIN_BITS) * 2 + 1);
   const float top = static_cast<float>((1 << bits) - 1);
-  uint32_t codes = 0;  // a byte each; those beyond the channels are 0
+  uint32_t codes = 0;  // a byte each; codes beyond the last channel are 0
 #pragma unroll
   for (int i = 0; i < 4; i++)
     if (group * 4 + i < p.a.channels) codes |= static_cast<uint32_t>(quantize_value(values[i], scale, offset, top)) << (8 * i);
@@ -84,7 +84,7 @@ ADABM_DEVICE void store_codes(const QuantizeParams& p, const Target& t, int imag
     for (int i = at + bytes; i < pitch; i++) ptx::store_global(y + (i - at), static_cast<uint8_t>(0));
 }
 
-// Grid: [units of an image][images]. kRegion: of one target, where its region computes.
+// Grid: [units of an image][images]. kRegion: there is one target, and only pixels that its region computes are written.
 template <bool kRegion>
 __global__ void __launch_bounds__(kThreads) quantize(const __grid_constant__ QuantizeParams p) {
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;

@@ -1,5 +1,5 @@
-// What a region (adabm_region) says of pixels, read from the map of depths in device memory while a kernel runs: nothing on the host
-// depends on what the map holds, so that a recorded graph stays right for every picture.
+// Which pixels a region (adabm_region) computes, passes on or leaves as they are. This is read from the map of depths in device memory while
+// a kernel runs: nothing on the host depends on what the map holds, so that a recorded graph stays right for every picture.
 //
 // The map has a byte for each square of `tile` pixels, which is called a tile here; a kernel's own tiles are rectangles of pixels. The
 // picture may begin within the first tile (`top`, `left`).
@@ -13,11 +13,11 @@
 //
 // Both questions are about rectangles of tiles, which tiles_around finds by one product with the reciprocal of the side. A block asks them
 // for its whole rectangle first (share_of): most are computed everywhere, or nowhere and end at once. Only where a rectangle is mixed
-// does anyone ask for single pixels (pixel_use). Where a kernel for rectangles that are computed everywhere is faster, two launches share
+// are single pixels asked for (pixel_use). Where a kernel for rectangles that are computed everywhere is faster, two launches share
 // them (TilesTaken).
 //
-// share_inside is asked by all lanes of a warp together. Its answer is a vote, because what follows from a vote is known to the compiler
-// to be the same for all lanes, and branches on it cost no reconvergence.
+// All lanes of a warp call share_inside together. Its answer is a vote, because the compiler then knows that it is the same for all lanes, and
+// branches on it cost no reconvergence.
 #pragma once
 
 #include <cstdint>
@@ -36,11 +36,11 @@ struct RegionParams {
   adabm_region region;
   int height, width;     // pixels of an image
   int rows, columns;     // tiles of an image
-  uint64_t reciprocal;   // of the side of a tile, for tile_of
+  uint64_t reciprocal;   // reciprocal of the side of a tile, for tile_of
   TilesTaken taken;
 };
 
-// The parameters of a region that holds the rules of the header.
+// Returns the parameters of a region that obeys the rules of adabm.h.
 inline RegionParams region_params(const adabm_region& region, int height, int width) {
   RegionParams p = {};
   p.region = region;
@@ -51,26 +51,26 @@ inline RegionParams region_params(const adabm_region& region, int height, int wi
   return p;
 }
 
-// Rows and columns from the first to before the end, of pixels or of tiles; never empty.
+// A rectangle of pixels or tiles: rows and columns from the first up to but without the end; never empty.
 struct Rectangle {
   int row, column, end_row, end_column;
 };
 
-// What happens to one pixel.
+// The use that is made of one pixel.
 enum class PixelUse : uint32_t { kUntouched, kComputed, kPassedOn };
 
-// How many pixels of a rectangle are computed or passed on. kPassedOn: none is computed, and one is passed on. kSome may stand for
-// less where a region asks for the depths of a pixel's own tile and of tiles near it.
+// How many pixels of a rectangle are computed or passed on. kPassedOn: none is computed, and at least one is passed on. kSome may also stand
+// for none where a region depends on both the depth of the own tile of a pixel and the depths of tiles near it.
 enum class Share { kNone, kPassedOn, kSome, kAllComputed };
 
-// Whether a pixel may be computed, so that products are needed.
+// Returns whether a pixel may be computed, so that products are needed.
 ADABM_DEVICE bool computes(Share share) { return share == Share::kSome || share == Share::kAllComputed; }
 
-// The tile of a row or column of pixels, counted from the first tile's first one. Such numbers are below 2^21 and tiles at most 2^20
+// Returns the tile of a row or column of pixels, which is counted from the first one of the first tile. Such numbers are below 2^21 and tiles at most 2^20
 // wide, so the reciprocal, too large by less than 1, adds less than one in 2^42 / tile.
 ADABM_DEVICE int tile_of(const RegionParams& p, int position) { return static_cast<int>(static_cast<uint64_t>(position) * p.reciprocal >> 42); }
 
-// The tiles with a pixel at most `reach` rows and columns away from a pixel of the rectangle.
+// Returns the tiles with a pixel at most `reach` rows and columns away from a pixel of the rectangle.
 ADABM_DEVICE Rectangle tiles_around(const RegionParams& p, const Rectangle& pixels, int reach) {
   const int row = pixels.row > reach ? pixels.row - reach : 0, column = pixels.column > reach ? pixels.column - reach : 0;
   const int end_row = pixels.end_row + reach < p.height ? pixels.end_row + reach : p.height;
@@ -92,7 +92,7 @@ ADABM_DEVICE bool any_tile(const RegionParams& p, const uint8_t* depths, const R
   return false;
 }
 
-// Whether a pixel of the image is computed, where there is a region.
+// Returns whether a pixel of the image is computed, where there is a region.
 ADABM_DEVICE bool computes(const RegionParams& p, int image, int row, int column) {
   const adabm_region& r = p.region;
   const uint8_t* depths = depths_of(p, image);
@@ -101,7 +101,7 @@ ADABM_DEVICE bool computes(const RegionParams& p, int image, int row, int column
          any_tile(p, depths, tiles_around(p, pixel, r.reach), r.near_least, r.near_most);
 }
 
-// Of a pixel of the image, where there is a region.
+// Returns the use of a pixel of the image, where there is a region.
 ADABM_DEVICE PixelUse pixel_use(const RegionParams& p, int image, int row, int column) {
   if (computes(p, image, row, column)) return PixelUse::kComputed;
   const adabm_region& r = p.region;
@@ -113,7 +113,7 @@ ADABM_DEVICE PixelUse pixel_use(const RegionParams& p, int image, int row, int c
 
 constexpr uint32_t kWithin = 1, kOutside = 2;
 
-// Of this lane's part of the tiles: whether a depth is in least..most, and whether one is not.
+// Finds whether the part of the tiles that this lane reads has a depth in least..most, and whether it has a depth outside.
 ADABM_DEVICE uint32_t scan_tiles(const RegionParams& p, const uint8_t* depths, const Rectangle& tiles, int least, int most) {
   const int lane = threadIdx.x % 32;
   uint32_t found = 0;
@@ -132,7 +132,8 @@ ADABM_DEVICE uint32_t scan_tiles(const RegionParams& p, const uint8_t* depths, c
   return found;
 }
 
-// Of pixels within the image; everything is computed without a region. All lanes of a warp ask together and get the same.
+// Returns the share of a rectangle of pixels within the image; without a region all are computed. All lanes of a warp call it together and get
+// the same answer.
 ADABM_DEVICE Share share_inside(const RegionParams& p, int image, const Rectangle& pixels) {
   const adabm_region& r = p.region;
   uint32_t own = kWithin, near = kWithin, around = kWithin, passing = 0;
@@ -149,7 +150,7 @@ ADABM_DEVICE Share share_inside(const RegionParams& p, int image, const Rectangl
   return !left_out ? Share::kAllComputed : owned && reached ? Share::kSome : passed_on ? Share::kPassedOn : Share::kNone;
 }
 
-// Of the pixels of a kernel's tile: kNone where it does not take it.
+// Returns the share of a tile of a kernel: kNone where the kernel does not take the tile.
 ADABM_DEVICE Share share_of(const RegionParams& p, int image, const Rectangle& pixels) {
   const Share share = share_inside(p, image, pixels);
   return p.taken == TilesTaken::kAll || (p.taken == TilesTaken::kAllComputed) == (share == Share::kAllComputed) ? share : Share::kNone;

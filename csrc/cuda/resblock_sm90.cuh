@@ -11,8 +11,8 @@
 //
 //   input 34 x 18  ->  middle 32 x 16  ->  results 30 x 14       columns x rows; each convolution loses a pixel on every side
 //
-// The first writes the middle codes where the second's products read them, in planes of 16 channels as tile_sm90.cuh describes. What
-// neighbouring tiles share is computed by both: 512 + 448 products for 420 pixels instead of 420 + 420. That is the price for not
+// The first writes the middle codes where the products of the second read them, in planes of 16 channels as tile_sm90.cuh describes. Pixels
+// that neighbouring tiles share are computed by both: 512 + 448 products for 420 pixels instead of 420 + 420. That is the price for not
 // writing the middle codes to memory and reading them again.
 //
 // Where the second has a region, the middle codes of pixels that it does not compute are those of 0, as if the first had had the same
@@ -30,7 +30,7 @@ namespace sm90 {
 
 constexpr int kOutRows = kStripRows - 2, kMiddlePlanes = 2 * kResidentSteps;
 
-// Sizes of a tile of `strips` strips, of the first convolution and so of the codes in the middle.
+// Sizes of a tile of `strips` strips of the first convolution, and so of the codes in the middle.
 struct BlockTile {
   int columns, out_columns, middle_pixels, middle_plane_bytes, middle_bytes;
   ADABM_HD constexpr explicit BlockTile(int strips)
@@ -41,13 +41,13 @@ struct BlockTile {
 };
 
 struct ResblockParams {
-  Conv2dParams first, second;  // both cut into the same tiles; only where they read and write differs
+  Conv2dParams first, second;  // both are cut into the same tiles; only the places where they read and write differ
   int stages, stage_bytes, middles, blocks;
-  int tensor_bytes;  // of a box of codes; 0 where threads copy
+  int tensor_bytes;  // bytes of a box of codes; 0 where threads copy
   ptx::TensorMap map;
 };
 
-// The pixels that the first convolution computes for a tile: one more on each side than the second's.
+// Returns the pixels that the first convolution computes for a tile: one more on each side than the second.
 template <int kStrips>
 ADABM_DEVICE Tile middle_tile(const Conv2dParams& p, int tile) {
   constexpr BlockTile kTile(kStrips);
@@ -59,7 +59,7 @@ ADABM_DEVICE Tile middle_tile(const Conv2dParams& p, int tile) {
   return at;
 }
 
-// The second convolution's: their halo is the middle tile, whose rows have no more than its pixels.
+// Returns the pixels of the second convolution: their halo is the middle tile, whose rows have no other pixels.
 template <int kStrips>
 ADABM_DEVICE Tile result_tile(const Conv2dParams& p, int tile) {
   constexpr BlockTile kTile(kStrips);
@@ -83,8 +83,8 @@ ADABM_DEVICE void load_weights(uint32_t (&a)[kResidentSteps][kResidentTaps][4], 
       });
 }
 
-// What one thread needs to know of the first convolution; `channels` is a mask of those of a unit's two codes that there are, for two
-// pixels. The codes in the middle lie as bytes.
+// The constants of one thread for the first convolution; `channels` is a mask of the codes of a unit that exist, for two pixels. The codes in
+// the middle are stored as bytes.
 ADABM_DEVICE LayerValues middle_values(const Conv2dParams& p, int image, int bits, uint32_t thread, uint32_t& channels) {
   const int first = static_cast<int>(first_in_tile(thread));
   const float* alpha = p.alpha + (bits - ADABM_MIN_BITS) * p.out_channels;
@@ -102,7 +102,7 @@ ADABM_DEVICE LayerValues middle_values(const Conv2dParams& p, int image, int bit
   return v;
 }
 
-// The codes of one strip of the middle, where the second convolution's products read them; 0 outside the image.
+// Writes the codes of one strip of the middle where the products of the second convolution read them; 0 outside the image.
 template <int kStrips>
 ADABM_DEVICE void middle_codes(const Conv2dParams& p, const Tile& at, int strip, const LayerValues& v, uint32_t channels, const int32_t (&acc)[4 * kStripRows],
                                uint32_t thread, uint32_t middle) {
@@ -160,20 +160,20 @@ ADABM_DEVICE void middle_zeros(const Conv2dParams& p, const RegionParams& region
   }
 }
 
-// How many results of a tile are asked for: all three warpgroups leave out those with none, and products where none is computed.
+// Returns how many results of a tile are asked for: all three warpgroups skip tiles with none, and skip products where none is computed.
 template <int kStrips>
 ADABM_DEVICE Share share_of_tile(const Conv2dParams& second, int image, int tile) {
   return share_of(second.region, image, pixels_of(second, result_tile<kStrips>(second, tile)));
 }
 
-// How many of the pixels in the middle the second convolution's region has, of those inside the image.
+// Returns how many of the pixels in the middle that lie inside the image the region of the second convolution has.
 ADABM_DEVICE Share share_of_middle(const Conv2dParams& second, int image, Rectangle pixels) {
   pixels.row = pixels.row > 0 ? pixels.row : 0, pixels.column = pixels.column > 0 ? pixels.column : 0;
   return share_inside(second.region, image, pixels);
 }
 
 // Grid: [blocks that share the tiles of all images].
-// kForm: the form of the second's epilogues.
+// kForm: the form of the epilogues of the second convolution.
 template <int kStrips, Straight kForm>
 __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_constant__ ResblockParams q) {
   constexpr BlockTile kTile(kStrips);
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
   const uint32_t plane_bytes = first.plane_pixels * kRowBytes;
   if (threadIdx.x == 0) {
     for (int i = 0; i < q.stages; i++) {
-      ptx::mbarrier_init(in_barriers + 2 * i * ptx::kBarrierBytes, kGroupThreads + 1);  // one more announces bytes
+      ptx::mbarrier_init(in_barriers + 2 * i * ptx::kBarrierBytes, kGroupThreads + 1);  // one more arrival announces bytes
       ptx::mbarrier_init(in_barriers + (2 * i + 1) * ptx::kBarrierBytes, 4);
     }
     for (int i = 0; i < q.middles; i++) {
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
       ptx::mbarrier_init(middle_barriers + (2 * i + 1) * ptx::kBarrierBytes, 4);
     }
   }
-  // The two pixels behind each plane.
+  // Sets the two pixels behind each plane to 0.
   if (threadIdx.x < static_cast<unsigned>(q.middles * kMiddlePlanes * 2))
     ptx::store_shared(middle + threadIdx.x / 2 * kTile.middle_plane_bytes + (kTile.middle_pixels + threadIdx.x % 2) * kRowBytes, ptx::Words4{{0, 0, 0, 0}});
   ptx::fence_async();
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
       const int image = first.by_tiles.quotient(item), tile = item - image * first.tiles, bits = image_bits(first.x_bits, image);
       const Tile at = middle_tile<kStrips>(first, tile);
       const Share share = share_of_middle(second, image, pixels_of(first, at));
-      // Where the whole middle is computed, so are all results.
+      // Where the whole middle is computed, all results are computed too.
       const bool taken = share == Share::kAllComputed && second.region.taken == TilesTaken::kAll;
       if (!taken && !computes(share_of_tile<kStrips>(second, image, tile))) continue;
       const uint32_t codes = stages + in.stage * q.stage_bytes, to = middle + between.stage * kTile.middle_bytes;
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
         if (strip == kStrips - 1 && releases) ptx::mbarrier_arrive(in.empty());
         if (computes(here)) middle_codes<kStrips>(first, at, strip, values, channels, acc, thread, to);
         if (here != Share::kAllComputed) {
-          ptx::sync_warp();  // the codes there, which other lanes have written, come first
+          ptx::sync_warp();  // the codes that other lanes have written there must be complete
           middle_zeros<kStrips>(first, second.region, at, strip, image, to);
         }
       }
@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 1) resblock_sm90(const __grid_consta
         int32_t acc[4 * kOutRows];
         const uint32_t thread = ptx::thread_index() % kGroupThreads;
         const bool last = strip == here - 1;
-        if constexpr (kForm != Straight::kNone) {  // of tiles that are computed everywhere
+        if constexpr (kForm != Straight::kNone) {  // for tiles that are computed everywhere
           const StripPixels pixels = strip_pixels<kOutRows>(second, at, strip);
           Ahead<kForm, kOutRows> ahead;
           multiply_resident<8 * kOutRows>(acc, a, strip_descriptor(at, codes, kTile.middle_plane_bytes, strip), kTile.middle_plane_bytes, at.row_step);

@@ -20,7 +20,7 @@ namespace {
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
 
-// From the driver, which the library is not linked with so that it loads where there is none.
+// Gets the function from the driver. The library is not linked with the driver, so that it loads where there is none.
 Encode encode() {
   static const Encode found = [] {
     void* entry = nullptr;

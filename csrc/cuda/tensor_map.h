@@ -6,8 +6,8 @@
 namespace adabm {
 namespace cuda {
 
-// Boxes of `rows` by `columns` pixels of x_q, uint8 [batch, height, width, channels], 16 channels of each: channels must be a
-// multiple of 16 and x_q lie at one. Throws where the driver does not know how.
+// Returns the map for boxes of `rows` by `columns` pixels and 16 channels of x_q, uint8 [batch, height, width, channels]. `channels` and the
+// address of x_q must be multiples of 16. Throws where the driver cannot make it.
 ptx::TensorMap map_of_codes(const uint8_t* x_q, int batch, int height, int width, int channels, int rows, int columns);
 
 }  // namespace cuda

@@ -24,15 +24,15 @@ constexpr int kWarpPixels = 32, kWarps = 4, kTilePixels = kWarps * kWarpPixels, 
 
 // One tile of pixels.
 struct Place {
-  int row, column;    // first
-  int rows, columns;  // of the tile in memory, columns being a power of two
-  int end_row, end_column;  // where pixels of this tile end
+  int row, column;    // the first pixel
+  int rows, columns;  // size of the tile in memory; columns are a power of two
+  int end_row, end_column;  // the row and column behind the last pixel of this tile
   int shift;          // log2 of columns
   int kernel;         // class of kernel, with border_kernels
   TileShape shape;
 };
 
-// number / length where that is less than the rows of a kernel, as along its borders: counted, which is shorter than a division.
+// Returns number / length by counting, which is shorter than a division where the quotient is less than the rows of a kernel, as along borders.
 ADABM_DEVICE int line_of(int number, int length) {
   int line = 0;
 #pragma unroll 1
@@ -43,7 +43,7 @@ ADABM_DEVICE int line_of(int number, int length) {
 ADABM_DEVICE Place place_tile(const Conv2dParams& p, int tile) {
   Place at;
   const int pad_h = p.kernel_h / 2, pad_w = p.kernel_w / 2;
-  // Without kernels of their own the borders are part of the inner area.
+  // Without border_kernels the borders are part of the inner area.
   const int top = p.border_kernels ? pad_h : 0, left = p.border_kernels ? pad_w : 0;
   int row_class = pad_h, column_class = pad_w;
   at.shape = kInner, at.shift = p.column_shift, at.columns = 1 << at.shift, at.rows = kTilePixels >> at.shift;
@@ -80,7 +80,7 @@ ADABM_DEVICE Place place_tile(const Conv2dParams& p, int tile) {
   return at;
 }
 
-// The pixels of a tile.
+// Returns the pixels of a tile.
 ADABM_DEVICE Rectangle pixels_of(const Place& at) {
   const int end_row = at.row + at.rows, end_column = at.column + at.columns;
   return {at.row, at.column, end_row < at.end_row ? end_row : at.end_row, end_column < at.end_column ? end_column : at.end_column};

@@ -1,8 +1,8 @@
 // Tiles and strips of the kernels of compute capability 9.0: which pixels they are, and how those lie in shared memory.
 //
 // The product wgmma takes 64 outputs by up to 256 pixels, and reads the pixels from shared memory by a descriptor: a first address, a
-// stride from one group of eight pixels to the next, and a stride from one 16 bytes of channels to the next. A strip is what one such
-// product takes here, 8 columns by 16 rows.
+// stride from one group of eight pixels to the next, and a stride from one 16 bytes of channels to the next. A strip has the pixels of one such
+// product here, 8 columns by 16 rows.
 //
 //   a tile of two strips with the halo of a 3x3 kernel, one plane (16 bytes of every pixel):
 //
@@ -16,8 +16,8 @@
 // taps read it in place, and there is no im2col. The next 16 channels are the next plane.
 //
 // Borders with kernels of their own are one strip along the border: groups of eight follow one another along it, and a tile along a column
-// lies upright, column by column, so that its groups too are 128 bytes in a row. Tile holds these strides; everything that follows goes by
-// them and does not ask how a tile lies.
+// lies upright, column by column, so that its groups too are 128 bytes in a row. Tile holds these strides; all later code uses them and does
+// not depend on how a tile lies.
 #pragma once
 
 #include "cuda/conv2d_configs.cuh"
@@ -29,32 +29,32 @@ namespace cuda {
 namespace sm90 {
 
 constexpr int kGroupThreads = 128, kConsumers = 2, kThreads = (1 + kConsumers) * kGroupThreads;
-constexpr int kStepBytes = 32;           // of every pixel and output: the depth of one product
+constexpr int kStepBytes = 32;           // bytes of every pixel and output in one product: its depth
 constexpr int kSharedBytes = 227 << 10;
-// Descriptors of strips move by whole taps and planes: neither they nor the strides in them reach beyond shared memory, nor that beyond
-// what they can say.
+// Descriptors of strips move by whole taps and planes. Neither their addresses nor their strides reach beyond shared memory, and shared memory
+// does not reach beyond the largest address of a descriptor.
 static_assert(kSharedBytes + (1 << 10) <= ptx::kDescriptorBytes, "descriptors must reach all of shared memory, and what the system keeps of it");
-constexpr int kGroupBytes = 8 * kRowBytes;  // of a matrix in shared memory: eight rows of 16 bytes
+constexpr int kGroupBytes = 8 * kRowBytes;  // bytes of eight rows of a matrix in shared memory
 // Ones for 64 outputs, as weights lie: [half of the depth][output][16 bytes].
 constexpr int kOnesBytes = 2 * kMaxTileOutputs * kRowBytes;
 constexpr int kBarrierBytes = (2 * kMaxStages * ptx::kBarrierBytes + 127) / 128 * 128, kBarrierRoom = kBarrierBytes + kOnesBytes;
-constexpr int kWeightRoom = 2 * kGroupBytes;  // behind the weights of a stage
-// Bytes of a pixel's codes, or of the sums of 16 outputs, on their way out: stores and loads then meet no bank twice.
+constexpr int kWeightRoom = 2 * kGroupBytes;  // spare bytes behind the weights of a stage
+// Bytes from one pixel to the next where its codes, or the sums of 16 outputs, are staged: stores and loads then meet no bank twice.
 constexpr int kStagedPitch = 80;
 constexpr int kResidentTaps = 9, kResidentSteps = 2;
 
-// The straight form that the strips of a launch can take (epilogue_sm90.cuh): what is read and written besides codes. Apart: features of
-// neighbouring pixels are not 64 apart, as pixels have more of them or a PixelShuffle stands between. Fours: of the kernel whose weights
-// are staged, any of these and images of bytes, four outputs at a time (epilogue_staged_sm90.cuh).
+// The straight form that the strips of a launch can take (epilogue_sm90.cuh), named after what is read and written besides codes. Apart: the
+// features of neighbouring pixels are not 64 elements apart, as pixels have more features or a PixelShuffle separates them. Fours: any of these
+// and images of bytes, four outputs at a time, in the kernel whose weights are staged (epilogue_staged_sm90.cuh).
 enum class Straight { kNone, kCodes, kFloat32, kInt16, kFloat32Apart, kFours };
 
 struct Conv2dParams90 {
-  Conv2dParams c;    // forms[0], and the tiles as cut here
-  int steps;         // of 32 channels, all
-  int stages, stage_bytes, code_bytes;  // of shared memory; the latter for the codes of a stage, whose weights follow
+  Conv2dParams c;    // with forms[0] alone, and with the tiles of this kernel
+  int steps;         // number of steps of 32 channels in all
+  int stages, stage_bytes, code_bytes;  // stages in shared memory, bytes of a stage, and bytes of its codes, which its weights follow
   int stage_steps;   // steps in a stage
-  int blocks;        // along x
-  int tensor_bytes;  // of a box of codes; 0 where threads copy
+  int blocks;        // blocks along x of the grid
+  int tensor_bytes;  // bytes of a box of codes; 0 where threads copy
   ptx::TensorMap map;
 };
 
@@ -62,7 +62,7 @@ struct Conv2dParams90 {
 // image; a border of one pixel with a kernel of its own is one strip along it.
 struct Tile {
   int row, column, end_row, end_column, kernel;
-  int halo_rows, halo_columns, row_step, column_step;          // steps in pixels of shared memory
+  int halo_rows, halo_columns, row_step, column_step;          // steps are counted in pixels of shared memory
   int group_rows, group_columns, pixel_rows, pixel_columns;    // from one group of 8 to the next, from one pixel to the next
   int strips, strip_columns;
 };
@@ -112,13 +112,13 @@ ADABM_DEVICE Tile place(const Conv2dParams& p, int tile) {
   return at;
 }
 
-// The pixels of a tile.
+// Returns the pixels of a tile.
 ADABM_DEVICE Rectangle pixels_of(const Conv2dParams& p, const Tile& at) {
   const int end_row = at.row + at.halo_rows - p.kernel_h / 2 * 2, end_column = at.column + at.halo_columns - p.kernel_w / 2 * 2;
   return {at.row, at.column, end_row < at.end_row ? end_row : at.end_row, end_column < at.end_column ? end_column : at.end_column};
 }
 
-// Those of them in a strip that begins inside the image, of an inner tile.
+// Returns the pixels of a strip that begins inside the image, in an inner tile.
 ADABM_DEVICE Rectangle pixels_of_strip(const Conv2dParams& p, const Tile& at, int strip) {
   Rectangle pixels = pixels_of(p, at);
   pixels.column += strip * kStripColumns;
@@ -126,19 +126,19 @@ ADABM_DEVICE Rectangle pixels_of_strip(const Conv2dParams& p, const Tile& at, in
   return pixels;
 }
 
-// The descriptor of a strip's pixels in the first 32 channels at `codes`, for the first tap.
+// Returns the descriptor of the pixels of a strip in the first 32 channels at `codes`, for the first tap.
 ADABM_DEVICE uint64_t strip_descriptor(const Tile& at, uint32_t codes, uint32_t plane_bytes, int strip) {
   const int group = at.group_rows * at.row_step + at.group_columns * at.column_step;
   return ptx::matrix_descriptor(codes + strip * at.strip_columns * at.column_step * kRowBytes, plane_bytes, group * kRowBytes);
 }
 
-// Of a strip that begins inside the image, of an inner tile whose share is `tile`.
+// Returns the share of a strip that begins inside the image, in an inner tile whose share is `tile`.
 ADABM_DEVICE Share share_of_strip(const Conv2dParams& p, const Tile& at, int image, Share tile, int strip) {
   return tile == Share::kAllComputed ? tile : share_inside(p.region, image, pixels_of_strip(p, at, strip));
 }
 
-// Of this warpgroup's strips, every second of the first `strips`, those with a pixel to compute or pass on, and those with one to compute:
-// bit i for strip i. `share` is that of the whole tile.
+// Finds which strips of this warpgroup, every second of the first `strips`, have a pixel to compute or pass on, and which have one to compute:
+// bit i for strip i. `share` is the share of the whole tile.
 struct Strips {
   uint32_t with_work, computed;
 };

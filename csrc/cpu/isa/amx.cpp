@@ -1,5 +1,6 @@
-// AMX: a matrix unit that multiplies 16 pixels of 64 unsigned codes by 64 signed weights of 16 outputs at a time. Products of the direct
-// form alone: it takes fewer cycles than what an exact tile does around its own. Everything else is that of AVX512-VNNI.
+// AMX: a matrix unit that multiplies 16 pixels of 64 unsigned codes by 64 signed weights of 16 outputs at a time. It computes
+// only the products of the direct form, which take fewer cycles than the transforms of an exact tile. All other kernels are those of
+// AVX512-VNNI.
 #include "adabm/adabm.h"
 #include "cpu/isa/kernels.h"
 
@@ -10,18 +11,18 @@
 namespace adabm {
 namespace {
 
-constexpr int kRows = 16;   // of a tile register: pixels, or quads of channels
-constexpr int kQuads = 16;  // of channels in a row of a tile register
-constexpr int kFewestQuads = 6;  // with fewer in a product the matrix unit is no faster
+constexpr int kRows = 16;   // rows of a tile register: pixels, or quads of channels
+constexpr int kQuads = 16;  // quads of channels in a row of a tile register
+constexpr int kFewestQuads = 6;  // with fewer quads in a product the matrix unit is no faster
 
-// What the instruction ldtilecfg reads. Registers 0 to 3 hold sums, 4 codes, 5 to 7 weights.
+// The operand of the instruction ldtilecfg. Registers 0 to 3 hold sums, 4 codes, 5 to 7 weights.
 struct alignas(64) TileConfig {
   uint8_t palette, start_row, reserved[14];
   uint16_t row_bytes[16];
   uint8_t rows[16];
 };
 
-// The shapes that this thread's tile registers have: other libraries set them too, so they are set anew for every band of rows.
+// The shapes of the tile registers of this thread. Other libraries set them too, so they are set anew for every band of rows.
 thread_local int shaped_pixels, shaped_quads;
 
 void shape(int pixels, int quads) {
@@ -32,7 +33,7 @@ void shape(int pixels, int quads) {
     config.rows[i] = static_cast<uint8_t>(i <= 4 ? pixels : quads);
     config.row_bytes[i] = static_cast<uint16_t>(i == 4 ? 4 * quads : 64);
   }
-  // In asm, since GCC 12 takes the intrinsic to read no more than the first eight bytes.
+  // This is asm because GCC 12 assumes that the intrinsic reads no more than the first eight bytes.
   asm volatile("ldtilecfg %0" ::"m"(config));
   shaped_pixels = pixels, shaped_quads = quads;
 }
@@ -59,7 +60,7 @@ int64_t peak(int64_t rounds) {
   return 4 * 16 * 16 * 64;
 }
 
-// Quads of one step through a run of them: equal steps, as a register has one shape.
+// The number of quads in one step through a run of quads. All steps are equal, as a register has one shape.
 int step_of(int quads) {
   int steps = (quads + kQuads - 1) / kQuads;
   while (quads % steps) steps++;
@@ -69,7 +70,7 @@ int step_of(int quads) {
 template <int Panels>
 void product_of(const ProductArgs& a, int step) {
   constexpr ptrdiff_t stride = 64 * Panels;
-  asm volatile("" ::: "memory");  // GCC's tile loads do not say that they read memory, which must be written before them
+  asm volatile("" ::: "memory");  // the tile loads of GCC do not state that they read memory: it must be written before them
   if (a.start) {
     // A stride of 0 gives all pixels the same row.
     _tile_loadd(0, a.start, 0);

@@ -1,8 +1,8 @@
 // AVX2: vpmaddubsw multiplies 32 unsigned codes by 32 signed weights and adds neighbours into 16 bits.
 //
-// How many of these sums fit 16 bits together, PackedHeader::depth says: the fewer the bits of codes and weights, the more of them
-// are added there before they are widened, at two instructions for 32 products instead of three. Where a single one can saturate,
-// codes and weights are widened first.
+// PackedHeader::depth says how many of these sums may be added up in 16 bits: the fewer the bits of codes and weights, the more sums are
+// added before they are widened, which takes two instructions for 32 products instead of three. Where a single sum can saturate, codes and
+// weights are widened first.
 #include "adabm/adabm.h"
 #include "cpu/isa/kernels.h"
 
@@ -15,8 +15,8 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kPixels = 6;
 
-// Adds the products of two words each to sums of 32 bits. In asm, as below, since GCC 12 otherwise keeps some of the sums in
-// memory and copies the others round.
+// Adds the products of two words each to sums of 32 bits. This is asm, as below, because GCC 12 otherwise keeps some of the sums in memory
+// and copies the others between registers.
 inline __attribute__((always_inline)) void add_word_products(__m256i& sums, __m256i codes, __m256i weights) {
   __m256i pairs;
   asm("vpmaddwd %3,%2,%1\n\tvpaddd %1,%0,%0" : "+x"(sums), "=&x"(pairs) : "x"(codes), "x"(weights));
@@ -34,13 +34,13 @@ inline __attribute__((always_inline)) void add_products(__m256i& sums, __m256i c
   asm("vpmaddubsw %3,%2,%1\n\tvpaddw %1,%0,%0" : "+x"(sums), "=&x"(pairs) : "x"(codes), "x"(weights));
 }
 
-// What few bits allow: nothing is widened.
+// The peak for few bits, where nothing is widened.
 int64_t peak(int64_t rounds) {
   __m256i s[kPixels * 2] = {}, codes = _mm256_set1_epi8(1);
   for (int64_t i = 0; i < rounds; i++) {
 #pragma GCC unroll 12
     for (int v = 0; v < kPixels * 2; v++) {
-      asm volatile("" : "+x"(codes));  // or the compiler multiplies once
+      asm volatile("" : "+x"(codes));  // otherwise the compiler multiplies only once
       add_products(s[v], codes, codes);
     }
   }
@@ -49,7 +49,7 @@ int64_t peak(int64_t rounds) {
   return kPixels * 2 * 32;
 }
 
-// Where sums start: from the arguments the first time, from what was stored after that.
+// Loads the numbers from which sums start: those of the arguments the first time, and the stored sums after that.
 inline __attribute__((always_inline)) __m256i resume(const int32_t* from) {
   return from ? _mm256_load_si256(reinterpret_cast<const __m256i*>(from)) : _mm256_setzero_si256();
 }
@@ -72,7 +72,7 @@ inline __attribute__((always_inline)) void sum_products(const uint8_t* x, ptrdif
   }
 }
 
-// Sums of 16 bits over `depth` quads, which then join those of 32 bits in memory.
+// Sums in 16 bits over `depth` quads, which are then added to the sums of 32 bits in memory.
 template <int Pixels>
 void product_block_deep(const ProductArgs& a, int panel) {
   const int8_t* w = a.w + panel * 64;
@@ -125,7 +125,7 @@ void product_block(const ProductArgs& a, int panel) {
     for (int h = 0; h < 2; h++) _mm256_store_si256(reinterpret_cast<__m256i*>(a.acc + (m * a.panels + panel) * kPanel + h * kLanes), c[m][h]);
 }
 
-// Words of even and of odd bytes: each pair of products, of channels 0 and 2 and of 1 and 3, ends in 32 bits.
+// Bytes become words, even and odd ones apart: each pair of products, of channels 0 and 2 or of channels 1 and 3, is summed in 32 bits.
 template <int Pixels>
 void product_block_wide(const ProductArgs& a, int panel) {
   __m256i c[Pixels][2];
@@ -163,7 +163,7 @@ void product_of(const ProductArgs& a, int panel) {
   a.depth > 1 ? product_block_deep<Pixels>(a, panel) : a.depth ? product_block<Pixels>(a, panel) : product_block_wide<Pixels>(a, panel);
 }
 
-// Panel by panel, so that its weights stay in the nearest cache for all blocks of pixels.
+// Goes panel by panel, so that the weights of a panel stay in the nearest cache for all blocks of pixels.
 void product(const ProductArgs& a) {
   for (int panel = 0; panel < a.panels; panel++) {
     ProductArgs block = a;
@@ -184,8 +184,8 @@ void product(const ProductArgs& a) {
 inline __attribute__((always_inline)) __m256i* vector_at(int32_t* at) { return reinterpret_cast<__m256i*>(at); }
 inline __attribute__((always_inline)) const __m256i* vector_at(const int32_t* at) { return reinterpret_cast<const __m256i*>(at); }
 
-// What the sums of the inner row taps give, in their places: transform_sums<Rows> of cpu/transforms.inc without the outer taps.
-// Of three rows the first is not yet halved, which it is once its outer tap has been added.
+// Transforms the sums of the inner row taps in place: transform_sums<Rows> of transforms.inc without the outer taps. With three rows the
+// first result is not yet halved; this is done once its outer tap has been added.
 template <int Rows>
 inline __attribute__((always_inline)) void combine_taps(__m256i (&m)[Rows]) {
   if (Rows == 2) {
@@ -201,7 +201,7 @@ inline __attribute__((always_inline)) void combine_taps(__m256i (&m)[Rows]) {
   }
 }
 
-// A row tap's products in 16 bits altogether: the sums of the taps are combined on their way to memory.
+// Sums all products of a row tap in 16 bits; the sums of the taps are combined on their way to memory.
 template <int Rows, int Tiles>
 void row_product_block_whole(const RowProductArgs& a, int panel) {
   const ptrdiff_t stride = a.tile_stride, w_stride = a.panels * 64, quads = a.quads, row_stride = a.row_stride, sums_stride = a.panels * kPanel;
@@ -246,8 +246,8 @@ void row_product_block_whole(const RowProductArgs& a, int panel) {
   }
 }
 
-// Where a row tap's sums go: `into` is its row of a block, `start` what they begin with, of two vectors each, or where what is
-// there counts.
+// Adds the 16-bit sums of a row tap to its 32-bit sums, which stand in its row of a block, `into`. With First these begin with `start`, two
+// vectors of outputs; otherwise with the numbers that stand in `into`.
 template <int Tiles, bool First>
 inline __attribute__((always_inline)) void add_sums(const __m256i (&s)[Tiles][2], const __m256i* start, int32_t* into, ptrdiff_t stride, __m128i halved) {
   const __m256i one = _mm256_set1_epi16(1);
@@ -261,7 +261,7 @@ inline __attribute__((always_inline)) void add_sums(const __m256i (&s)[Tiles][2]
     }
 }
 
-// The same of the last inner tap, which are combined with those before on their way to memory. `into`: the first row.
+// Does the same for the last inner tap, whose sums are combined with the earlier ones on their way to memory. into: the first row.
 template <int Rows, int Tiles, bool First>
 inline __attribute__((always_inline)) void combine_sums(const __m256i (&s)[Tiles][2], const __m256i* start, int32_t* into, ptrdiff_t stride,
                                                         ptrdiff_t row_stride) {
@@ -281,8 +281,8 @@ inline __attribute__((always_inline)) void combine_sums(const __m256i (&s)[Tiles
     }
 }
 
-// The same as row_product_block_whole with split weights, or where only some of a tap's quads fit 16 bits together. (Where all do
-// it takes 8 % longer.)
+// Computes the same as row_product_block_whole for weights with several parts, or where only some quads of a tap may be summed in 16 bits.
+// (Where all may be, it takes 8 % longer than row_product_block_whole.)
 template <int Rows, int Tiles>
 void row_product_block(const RowProductArgs& a, int panel) {
   const ptrdiff_t stride = a.tile_stride, w_stride = a.panels * 64, row_stride = a.row_stride, sums_stride = a.panels * kPanel;
@@ -334,21 +334,21 @@ void row_product(const RowProductArgs& a) {
   a.rows == 3 ? row_product_of_rows<3>(a) : row_product_of_rows<2>(a);
 }
 
-// All quads of a kernel together in 16 bits.
+// Sums all quads of a kernel in 16 bits.
 struct WholeSum {
   __m256i pairs = _mm256_setzero_si256();
   inline __attribute__((always_inline)) void add(__m256i codes, __m256i weights) { pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes, weights)); }
   inline __attribute__((always_inline)) __m256i total() const { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 };
 
-// Each quad's two pairs of products in 16 bits.
+// Sums the two pairs of products of each quad in 16 bits.
 struct PairSum {
   __m256i sum = _mm256_setzero_si256();
   inline __attribute__((always_inline)) void add(__m256i codes, __m256i weights) { sum = dot(sum, codes, weights, _mm256_set1_epi16(1)); }
   inline __attribute__((always_inline)) __m256i total() const { return sum; }
 };
 
-// Codes and weights widened first, as even and odd bytes.
+// Widens codes and weights first, even and odd bytes apart.
 struct WideSum {
   __m256i sum = _mm256_setzero_si256();
   inline __attribute__((always_inline)) void add(__m256i codes, __m256i weights) {

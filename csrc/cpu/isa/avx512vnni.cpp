@@ -1,9 +1,9 @@
 // AVX512-VNNI: vpdpbusd multiplies 64 unsigned codes by 64 signed weights into 16 sums.
 //
 // There are 32 registers. A block holds up to 24 sums in them, which leaves four for the weights of a step and some for codes: one
-// load brings four codes of a pixel 16 times over. Codes are unsigned and weights signed, as the instruction has it, and it sums its
-// four products in 32 bits, so that nothing overflows between. Every sum of a block waits for its own products alone, and with 24 of
-// them the instruction's latency never shows.
+// load brings four codes of a pixel 16 times over. Codes are unsigned and weights signed, as the instruction needs them, and it sums its
+// four products in 32 bits, so that nothing overflows on the way. Every sum of a block waits only for its own products, and with 24 sums
+// the latency of the instruction is hidden.
 //
 // Tiles on bytes are multiplied by the same instruction, tiles on words by vpdpwssd, which has half as many products.
 #include "adabm/adabm.h"
@@ -15,7 +15,7 @@
 namespace adabm {
 namespace {
 
-// In asm, since GCC 12 keeps the accumulators in memory when it is fed _mm512_dpbusd_epi32 (half the speed).
+// This is asm because GCC 12 keeps the accumulators in memory with _mm512_dpbusd_epi32, at half the speed.
 inline __attribute__((always_inline)) __m512i dot(__m512i acc, __m512i codes, __m512i weights) {
   asm("vpdpbusd %2,%1,%0" : "+v"(acc) : "v"(codes), "v"(weights));
   return acc;
@@ -90,7 +90,8 @@ void product(const ProductArgs& a) {
   }
 }
 
-// Dwords first in the order from which unpacking, which works within 128-bit lanes, makes four vectors of 16 outputs each.
+// Interleaves rows of codes. Unpacking works within 128-bit lanes, so dwords are first put into the order from which it makes four vectors
+// of 16 outputs each.
 inline __attribute__((always_inline)) void interleave(const uint8_t* const* rows, ptrdiff_t at, int panels, uint8_t* out) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __mmask64 mask = panels == kMaxPanels ? ~0ull : (1ull << panels * kPanel) - 1;
@@ -111,8 +112,8 @@ void depthwise_strip(const DepthwiseArgs& a, const Strip& strip);
 
 #include "cpu/isa/depthwise.inc"
 
-// Kernels of up to kHeldTaps columns and four rows: the weights of 16 outputs stay in registers, and codes go from one pixel to the
-// next.
+// The form for kernels of up to kHeldTaps columns and four rows: the weights of 16 outputs stay in registers, and codes are handed from one
+// pixel to the next.
 template <bool Below, int Columns>
 void depthwise_held(const DepthwiseArgs& a, const Strip& strip) {
   const int outputs = a.panels * kPanel;
@@ -168,11 +169,11 @@ void depthwise_strip(const DepthwiseArgs& a, const Strip& strip) {
     }
 }
 
-// The sums of both inner row taps stay in registers, are combined there (transform_sums<2> of cpu/transforms.inc), and take up the
-// outer taps: half of the products' stores and all of the transform along the rows are saved.
+// The sums of both inner row taps stay in registers and are combined there (transform_sums<2> of transforms.inc); then the products of the
+// outer taps are added. This saves half of the stores of products and all of the transform along the rows.
 template <int Tiles, int Panels>
 void row_product_block(const RowProductArgs& a) {
-  constexpr int kQuad = 64 * Panels;  // bytes of weights
+  constexpr int kQuad = 64 * Panels;  // bytes of the weights of one quad
   constexpr int kRows = 2;
   __m512i c[Tiles][Panels][kRows];
 #pragma GCC unroll 12
@@ -221,8 +222,8 @@ void row_product_block(const RowProductArgs& a) {
       for (int i = 0; i < kRows; i++) _mm512_store_si512(a.sums + i * a.row_stride + (m * Panels + p) * kPanel, c[m][p][i]);
 }
 
-// Adds the products of `Taps` row taps that are split alike, in turns: those of one wait for each other. Returns the weights
-// behind theirs.
+// Adds the products of `Taps` row taps with equally many parts, one tap after the other in turns, as the products of one tap wait for each
+// other. Returns the address behind their weights.
 template <int Taps, int Tiles, int Panels>
 inline __attribute__((always_inline)) const int8_t* add_row_taps(const RowProductArgs& a, int first_tap, const int8_t* w, __m512i (*const (&c)[Taps])[Panels]) {
   const ptrdiff_t stride = a.tile_stride, tap_stride = a.tap_stride, quads = a.quads, tap = a.parts[first_tap] * quads * 64 * Panels;
@@ -254,7 +255,7 @@ inline __attribute__((always_inline)) void store_row(const RowProductArgs& a, in
     for (int p = 0; p < Panels; p++) _mm512_store_si512(a.sums + row * a.row_stride + (m * Panels + p) * kPanel, c[m][p]);
 }
 
-// The same for tiles of three rows (transform_sums<3>).
+// Does the same for tiles of three rows (transform_sums<3>).
 template <int Tiles, int Panels>
 void row_product_block_of_3(const RowProductArgs& a) {
   __m512i first[Tiles][Panels], middle[Tiles][Panels], last[Tiles][Panels];
@@ -322,8 +323,8 @@ void row_product(const RowProductArgs& a) {
   }
 }
 
-// Int16 features in registers. Bounds first, of the values: scaled by a power of two they are the same. Then the sum with 1.5 * 2^23
-// rounds half to even and holds the integer in its low bits, and the difference, scaled back, is exact.
+// Int16 features in registers. Values are clamped first; bounds scaled by a power of two are exact. Then the sum with 1.5 * 2^23 rounds half
+// to even and holds the integer in its low bits, and the difference, scaled back, is exact.
 struct Fixed {
   __m512 least, most, per_one, step, rounder, back;
 
@@ -331,13 +332,13 @@ struct Fixed {
       : least(_mm512_set1_ps(-32767 * format.step)), most(_mm512_set1_ps(32767 * format.step)), per_one(_mm512_set1_ps(format.per_one)),
         step(_mm512_set1_ps(format.step)), rounder(_mm512_set1_ps(12582912.0f)), back(_mm512_set1_ps(-12582912.0f * format.step)) {}
 
-  // The integers that stand for v, each in 32 bits; v becomes what they hold. max gives its second operand where one is NaN.
+  // Returns the integers that stand for v, each in 32 bits; v becomes the values that they hold. max gives its second operand where one is NaN.
   inline __attribute__((always_inline)) __m512i hold(__m512& v) const {
     const __m512 sum = _mm512_fmadd_ps(_mm512_min_ps(_mm512_max_ps(v, least), most), per_one, rounder);
     v = _mm512_fmadd_ps(sum, step, back);
     return _mm512_sub_epi32(_mm512_castps_si512(sum), _mm512_castps_si512(rounder));
   }
-  // The integers as floats: times `step` they are the values.
+  // Returns the integers as floats; their products with `step` are the values.
   static inline __attribute__((always_inline)) __m512 load(const int16_t* at) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))));
   }
@@ -346,7 +347,7 @@ struct Fixed {
   }
 };
 
-// Feature: float or int16_t, of residual and y.
+// Feature is the type of residual and y: float or int16_t.
 template <bool Box, int Activation, bool Residual, class Feature>
 void epilogue_of(const EpilogueArgs& a) {
   constexpr bool kFixed = sizeof(Feature) == sizeof(int16_t);
@@ -405,7 +406,7 @@ void epilogue_box(const EpilogueArgs& a) {
 
 void epilogue(const EpilogueArgs& a) { a.features.int16 ? epilogue_box<int16_t>(a) : epilogue_box<float>(a); }
 
-// Four pixels at a time; each is summed into 16 parts, which are then added across the four together.
+// Takes four pixels at a time; each is summed into 16 parts, which are then added up for all four together.
 void pixel_sums(const uint8_t* row, int width, int pixel_bytes, int32_t* sums) {
   const __m512i ones = _mm512_set1_epi8(1);
   for (int j = 0; j < width; j += 4) {
@@ -438,7 +439,7 @@ void quantize_row_of(const QuantizeArgs& a) {
       const __mmask16 mask = static_cast<__mmask16>((1u << lanes) - 1), store = static_cast<__mmask16>((1u << stored) - 1);
       __m512 v;
       if constexpr (sizeof(Feature) == sizeof(int16_t)) {
-        // There is no gather of 16 bits.
+        // The instruction set has no gather of 16-bit elements.
         alignas(32) int16_t apart[kPanel] = {};
         for (int o = 0; a.stride_c != 1 && o < lanes; o++) apart[o] = x[(c + o) * a.stride_c];
         v = _mm512_mul_ps(Fixed::load(a.stride_c == 1 ? x + c : apart, mask), _mm512_set1_ps(a.features.step));
@@ -457,7 +458,7 @@ void quantize_row(const QuantizeArgs& a) { a.features.int16 ? quantize_row_of<in
 
 #include "cpu/isa/words.inc"
 
-constexpr int kWordTiles = 6;  // with four panels 24 sums, as in product
+constexpr int kWordTiles = 6;  // with four panels these are 24 sums, as in `product`
 
 template <int Tiles, int Panels>
 void word_product_block(const WordProductArgs& a) {
@@ -505,23 +506,23 @@ void word_product(const WordProductArgs& a) {
   }
 }
 
-// The common case of both steps in one, without a trip through memory: 64 adjacent outputs of every pixel.
+// Untiling and epilogue in one, without a trip through memory, for the common case: 64 adjacent outputs of every pixel.
 template <int Outputs, bool OfWords, int Activation, bool Residual, bool Codes, class Feature>
 void full_of(const UntileArgs& u, const EpilogueArgs& e) {
-  // Neighbouring pixels share the loads of alpha: those of a tile, or three where products are sums.
+  // Neighbouring pixels share the loads of alpha: the pixels of a tile, or three pixels where the products are the sums.
   constexpr int kPixels = Outputs == 1 ? 3 : Outputs, kTaps = Outputs == 1 ? kPixels : ColumnSums<Outputs, OfWords>::kTaps, kPanels = kMaxPanels;
   const ptrdiff_t plane = static_cast<ptrdiff_t>(Outputs == 1 ? 1 : u.tiles) * kPanels * kPanel;
   const ptrdiff_t step = (Outputs == 1 ? kPixels : 1) * kPanels * kPanel;
   const __m512 scale = _mm512_set1_ps(e.scale), offset = _mm512_set1_ps(e.offset), top = _mm512_set1_ps(e.top);
-  // Packing works within 128-bit lanes: this brings the 16-byte groups of the four panels back into their order, and those of two.
+  // Packing works within 128-bit lanes: these permutations bring the groups of four panels, and of two, back into their order.
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i order_of_2 = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-  // residual and y are cast where they are used: pointers to them would take registers that are short.
+  // residual and y are cast where they are used: pointers to them would take registers, which are scarce.
   constexpr bool kFixed = sizeof(Feature) == sizeof(int16_t);
   const Fixed fixed(e.features);
   const int32_t* products = u.products;
   for (int first = 0; first < e.pixels; first += kPixels, products += step) {
-    // What the last ones have beyond the image is computed as well, at the last pixel, and not stored.
+    // The last pixels may lie beyond the image: they are computed as well, with the data of the last one inside, and not stored.
     const int exist = e.pixels - first < kPixels ? e.pixels - first : kPixels;
     ptrdiff_t pixel[kPixels], at[kPixels];
 #pragma GCC unroll 4
@@ -553,14 +554,14 @@ void full_of(const UntileArgs& u, const EpilogueArgs& e) {
         } else {
           if (Residual) v[i] = _mm512_add_ps(_mm512_loadu_ps(static_cast<const Feature*>(e.residual) + at[i] + p * kPanel), v[i]);
         }
-        // NaN and what lies below 0 become 0 when they are packed; min gives its second operand where one is NaN.
+        // NaN and values below 0 become 0 when they are packed; min gives its second operand where one is NaN.
         if (Codes) words[i][p] = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_fmadd_ps(v[i], scale, offset)));
       }
       if (!Codes || e.y) {
 #pragma GCC unroll 4
         for (int i = 0; i < kPixels; i++) {
           if constexpr (kFixed) {
-            // Two panels leave together.
+            // Two panels are stored together.
             if (p % 2 && i < exist) {
               const __m512i both = _mm512_permutexvar_epi64(order_of_2, _mm512_packs_epi32(before[i], held[i]));
               _mm512_storeu_si512(static_cast<Feature*>(e.y) + at[i] + (p - 1) * kPanel, both);
@@ -584,8 +585,9 @@ void full_of(const UntileArgs& u, const EpilogueArgs& e) {
 
 #include "cpu/isa/untile_epilogue.inc"
 
-// Kernels of three columns and at most four rows with the epilogue: two panels at a time, whose weights and codes of three columns stay
-// in registers. Of codes alone ReLU is taken last, as the code of 0 or more: all that follows it rises with its argument.
+// Depthwise convolution and epilogue in one, for kernels of three columns and at most four rows: two panels at a time, whose weights and
+// codes of three columns stay in registers. Where only codes are stored ReLU comes last, as a lower bound, the code of 0: every step after
+// ReLU rises with its argument.
 template <bool Below, int Activation, bool CodesAlone>
 void depthwise_fused(const DepthwiseArgs& a, const EpilogueArgs* const (&e)[2]) {
   constexpr int kRows = Below ? 2 : 1, kColumns = 3;

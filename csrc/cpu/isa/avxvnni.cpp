@@ -1,4 +1,4 @@
-// AVX-VNNI: vpdpbusd on 256 bits, in processors without AVX-512. It multiplies 8-bit codes exactly: 32-bit sums, no saturation.
+// AVX-VNNI: vpdpbusd on 256 bits, for processors without AVX-512. It sums in 32 bits without saturation, so products of 8-bit codes are exact.
 #include "adabm/adabm.h"
 #include "cpu/isa/kernels.h"
 
@@ -24,7 +24,7 @@ int64_t peak(int64_t rounds) {
 #pragma GCC unroll 12
     for (int v = 0; v < kPixels * 2; v++) {
       __m256i codes = one;
-      asm volatile("" : "+x"(codes));  // or the compiler multiplies once
+      asm volatile("" : "+x"(codes));  // otherwise the compiler multiplies only once
       c[v] = _mm256_dpbusd_avx_epi32(c[v], codes, one);
     }
   }

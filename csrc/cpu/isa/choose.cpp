@@ -1,5 +1,5 @@
-// Which instruction set computes: the fastest that was built and that the processor and the operating system allow, or the one that
-// is asked for. Every one is a file beside this one, which fills a table of kernels (cpu/isa/kernels.h).
+// Chooses the instruction set that computes: the fastest that was built and that the processor and the operating system allow, or the one
+// that the caller names. Each instruction set has a file beside this one, which fills a table of kernels (cpu/isa/kernels.h).
 #include "cpu/isa/choose.h"
 
 #include "common/status.h"
@@ -19,7 +19,7 @@
 namespace adabm {
 
 #if defined(__x86_64__)
-// Older compilers' __builtin_cpu_supports does not know it. The operating system keeps the registers if it does for AVX2.
+// The __builtin_cpu_supports of older compilers does not know AVX-VNNI. The operating system saves its registers if it does so for AVX2.
 static bool has_avxvnni() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
@@ -46,15 +46,15 @@ static bool on_processor(int isa) {
 #elif defined(__aarch64__) && defined(__linux__)
   if (isa == ADABM_ISA_NEON) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
 #elif defined(__aarch64__) && defined(__APPLE__)
-  if (isa == ADABM_ISA_NEON) return true;  // every one of Apple's has the dot product
+  if (isa == ADABM_ISA_NEON) return true;  // every ARM processor of Apple has the dot product
 #endif
   return isa == ADABM_ISA_SCALAR;
 }
 
-// Why this process may not use AMX on a processor that has it, null where it may.
+// Returns why this process may not use AMX on a processor that has it; null where it may.
 static const char* why_amx_refused() {
 #if defined(__x86_64__) && defined(__linux__)
-  // A process asks once (arch_prctl(2)), and all its threads then have it.
+  // A process asks once (arch_prctl(2)); then all its threads have the permission.
   static const int error = [] {
     constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA of Linux 5.16
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) ? errno : 0;
@@ -66,7 +66,7 @@ static const char* why_amx_refused() {
 #endif
 }
 
-// Why this process cannot run an instruction set, null where it can.
+// Returns why this process cannot run an instruction set; null where it can.
 static const char* why_absent(int isa) {
   if (!on_processor(isa)) return "is not present on this processor";
   return isa == ADABM_ISA_AMX ? why_amx_refused() : nullptr;
@@ -74,7 +74,7 @@ static const char* why_absent(int isa) {
 
 static const char* const kNames[ADABM_ISA_COUNT] = {"auto", "scalar", "neon", "avx2", "avxvnni", "avx512vnni", "amx"};
 
-// Null where not built.
+// Returns the kernels of an instruction set; null where it was not built.
 static const Kernels* isa_kernels(int isa) {
   switch (isa) {
     case ADABM_ISA_SCALAR: return kernels_scalar();

@@ -1,5 +1,5 @@
-// ARM NEON with the dot product of ARMv8.2: sdot multiplies signed by signed bytes, so codes above 127 are taken as q - 128 and
-// 128 * SUM w is added, which costs one more product for all pixels of a block together.
+// ARM NEON with the dot product of ARMv8.2: sdot multiplies signed by signed bytes, so where codes above 127
+// occur, q - 128 takes the place of a code q and 128 * SUM w is added. This costs one more product for all pixels of a block together.
 #include "adabm/adabm.h"
 #include "adabm/quant_math.h"
 #include "cpu/isa/kernels.h"
@@ -22,7 +22,7 @@ int64_t peak(int64_t rounds) {
 #pragma GCC unroll 16
     for (int v = 0; v < kPixels * kVectors; v++) {
       int8x16_t codes = one;
-      asm volatile("" : "+w"(codes));  // or the compiler multiplies once
+      asm volatile("" : "+w"(codes));  // otherwise the compiler multiplies only once
       c[v] = vdotq_s32(c[v], codes, one);
     }
   }
@@ -84,7 +84,8 @@ void product_bits(const ProductArgs& a) {
 
 void product(const ProductArgs& a) { a.eight_bits ? product_bits<true>(a) : product_bits<false>(a); }
 
-// Words of codes times words of weights, row by row of the kernel: those of a quad lie four bytes apart, as vld4 takes them.
+// Multiplies words of codes by words of weights, one kernel row after the other: the weights of one row of a quad lie four bytes apart, as
+// vld4 reads them.
 void depthwise_pixel(const DepthwiseArgs& a, int first_row, int panel, int pixel, int32_t* acc) {
   const int lanes = a.panels * kPanel;
   int32x4_t c[kVectors];
@@ -123,7 +124,7 @@ void depthwise(const DepthwiseArgs& a) {
       for (int m = 0; m < a.pixels; m++) depthwise_pixel(a, first_row, panel, m, first_row ? a.below : a.acc);
 }
 
-// Four features, from and to memory. Storing int16 gives back what it holds.
+// Loads and stores four features. The store of int16 returns the values that it holds.
 inline __attribute__((always_inline)) float32x4_t load_features(const FeatureFormat&, const float* at) { return vld1q_f32(at); }
 inline __attribute__((always_inline)) float32x4_t load_features(const FeatureFormat& format, const int16_t* at) {
   return vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vld1_s16(at))), format.step);
@@ -134,13 +135,13 @@ inline __attribute__((always_inline)) float32x4_t store_features(const FeatureFo
 }
 inline __attribute__((always_inline)) float32x4_t store_features(const FeatureFormat& format, float32x4_t v, int16_t* at) {
   const float32x4_t most = vdupq_n_f32(32767), least = vdupq_n_f32(-32767), t = vmulq_n_f32(v, format.per_one);
-  // The comparison turns NaN into the least.
+  // The comparison turns NaN into the lower bound.
   const int32x4_t held = vcvtnq_s32_f32(vminq_f32(vbslq_f32(vcgtq_f32(t, least), t, least), most));
   if (at) vst1_s16(at, vmovn_s32(held));
   return vmulq_n_f32(vcvtq_f32_s32(held), format.step);
 }
 
-// Feature: float or int16_t, of residual and y.
+// Feature is the type of residual and y: float or int16_t.
 template <class Feature>
 void epilogue_of(const EpilogueArgs& a) {
   const Feature* const residual = static_cast<const Feature*>(a.residual);

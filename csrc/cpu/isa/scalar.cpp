@@ -1,8 +1,8 @@
-// Portable kernels: the twin that every other instruction set is tested against, and what runs where there is none.
+// Portable kernels: the twin against which every other instruction set is tested, and the kernels for processors without one of these sets.
 //
-// It is written to be read beside the vector forms: one output at a time, in plain loops over taps, channels and outputs. What it
-// computes is what they compute to the last bit. Sums of integers do not depend on their order; that of every float operation of the
-// epilogue is part of the contract (docs/numerics.md).
+// It is written to be read beside the vector forms: one output at a time, in plain loops over taps, channels and outputs. The
+// results are equal to the last bit. Sums of integers do not depend on their order; the order of all float operations of the epilogue is
+// part of the contract (docs/numerics.md).
 #include "adabm/adabm.h"
 #include "adabm/quant_math.h"
 #include "cpu/isa/kernels.h"
@@ -21,7 +21,7 @@ void product(const ProductArgs& a) {
         const uint8_t* x = a.x + a.tap_offset[t] + m * a.pixel_stride;
         for (int k = 0; k < a.quads; k++, x += 4, w += 64 * a.panels)
           for (int o = 0; o < kPanel; o++)
-            // Sums may wrap (docs/numerics.md), which signed ones must not.
+            // Sums may wrap (docs/numerics.md), so they are unsigned: signed overflow is undefined.
             acc[o] = static_cast<int32_t>(static_cast<uint32_t>(acc[o]) +
                                           static_cast<uint32_t>(x[0] * w[o * 4] + x[1] * w[o * 4 + 1] + x[2] * w[o * 4 + 2] + x[3] * w[o * 4 + 3]));
       }

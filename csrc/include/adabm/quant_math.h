@@ -1,4 +1,4 @@
-// Rounding and clamping of one code: one text for g++ and nvcc, so that every backend rounds alike.
+// Rounding and clamping of one code. g++ and nvcc compile the same text, so that every backend rounds alike.
 #pragma once
 
 #include <cmath>
@@ -11,8 +11,8 @@
 
 namespace adabm {
 
-// clamp(round_half_even(fma(value, scale, offset)), 0, top), top = 2^bits - 1. Clamping first gives the same code and
-// keeps the conversion in range.
+// Returns the code clamp(round_half_even(fma(value, scale, offset)), 0, top), where top = 2^bits - 1. Clamping before rounding gives the
+// same code and keeps the conversion in range.
 ADABM_HOST_DEVICE inline unsigned char quantize_value(float value, float scale, float offset, float top) {
   float t = fmaf(value, scale, offset);
   t = t > 0.0f ? t : 0.0f;  // also turns NaN into 0, as the vector forms do
@@ -20,8 +20,8 @@ ADABM_HOST_DEVICE inline unsigned char quantize_value(float value, float scale, 
   return static_cast<unsigned char>(rintf(t));
 }
 
-// What int16 features hold of a value, in units of 2^-fraction: clamp(round_half_even(value * 2^fraction), -32767, 32767), of NaN
-// -32767. per_one = 2^fraction, by which a product is exact, or too small to matter.
+// Returns the int16 feature that stands for a value, in units of 2^-fraction: clamp(round_half_even(value * 2^fraction), -32767, 32767);
+// NaN gives -32767. per_one is 2^fraction: the product with it is exact, or too small to matter.
 ADABM_HOST_DEVICE inline short fixed_point(float value, float per_one) {
   float t = value * per_one;
   t = t > -32767.0f ? t : -32767.0f;
