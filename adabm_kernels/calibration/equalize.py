@@ -58,7 +58,7 @@ class _Layer:
 
     def with_turned(self, turned: list[int]) -> _Layer:
         """A copy of this record with the channels of these classes turned round."""
-        swapped = torch.isin(self.read, torch.tensor(turned, device=self.read.device, dtype=self.read.dtype))
+        swapped = torch.isin(self.read, torch.tensor(turned, dtype=self.read.dtype).to(self.read.device))
         above, below = torch.where(swapped, self.below, self.above), torch.where(swapped, self.above, self.below)
         return replace(self, above=above, below=below)
 
@@ -124,7 +124,9 @@ def equalize(model: SimulatedNetwork, batch: torch.Tensor, generator: torch.Gene
             optimizer.step()
     with torch.no_grad():
         factors = torch.where(free, logarithms, torch.zeros(())).clamp(-MOST, MOST).exp()
-        factors[turned] *= -1
+        signs = torch.ones(count)
+        signs[turned] = -1
+        factors = factors * signs.to(device)
         apply_factors(model, factors)
         return Equalized(factors, before, float(total()))
 
@@ -154,7 +156,7 @@ def _turned(model: SimulatedNetwork, classes: dict[str, tuple[int, ...]], layers
         if behind:
             below, above = (torch.stack([getattr(layer, side) for layer in behind]).amax(0) for side in ("below", "above"))
             turned = (below > above) & (slope > LEAST_SLOPE)
-            found += [one for one, turn in zip(classes[node.name], turned.tolist(), strict=True) if turn and one != FIXED]
+            found += [one for one, turn in zip(classes[node.name], turned.cpu(), strict=True) if bool(turn) and one != FIXED]
     return found
 
 
@@ -255,7 +257,7 @@ def _layer(conv: SimulatedConv2d, node: Conv, classes: dict[str, tuple[int, ...]
     weight = conv.weight.detach().abs().amax((2, 3))
     return _Layer(
         conv=conv,
-        read=torch.tensor(classes[node.x], device=device),
+        read=torch.tensor(classes[node.x]).to(device),
         above=found["above"].clamp(min=floor),
         below=found["below"].clamp(min=floor),
         power=found["power"],

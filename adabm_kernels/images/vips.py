@@ -23,6 +23,9 @@ def vips() -> Any:
     return pyvips
 
 
+_LINES, _LINE = 4, 200  # of a message: how many, and how many characters of each
+
+
 def _text(ffi: Any, words: Any) -> str:
     """A string from C, whatever bytes it holds."""
     found = "NULL" if words == ffi.NULL else ffi.string(words)
@@ -36,9 +39,11 @@ def clear_errors() -> None:
 
 
 def reason(error: Exception) -> str:
-    """The message of a libvips error, as one line without the name of the operation."""
+    """The message of a libvips error, as one line without the name of the operation. Of many lines, as of a directory full of tags
+    that nobody knows, it has the last ones, which say what stopped the reading."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith("unable to "))) or "no reason given"
+    lines = list(dict.fromkeys(line[:_LINE] for line in lines if line and not line.startswith("unable to ")))
+    return "; ".join(lines[-_LINES:]) or "no reason given"
 
 
 def system_error(error: Exception) -> str | None:

@@ -490,8 +490,9 @@ def shortest(value: Any) -> float:
     return float(str(value)) if isinstance(value, np.float32) else float(value)
 
 
-def shown(name: str) -> str:
-    """A name from a file for messages: on one line and not too long."""
+def shown(name: str | bytes) -> str:
+    """A name from a file for messages: on one line and not too long. Names that are no UTF-8 come as bytes."""
+    name = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
     return shortened("".join(letter if letter.isprintable() else "?" for letter in name[:200]))
 
 

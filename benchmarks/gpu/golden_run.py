@@ -129,14 +129,16 @@ def prepare(golden: Golden, library: native.Library, memory: Memory) -> tuple[Ca
         outputs[name] = memory.reserve(want.nbytes) if start is None else memory.upload(start, writable=True)
     places |= outputs
 
-    def value(found: Any) -> Any:
+    def value(found: Any, kind: Any = None) -> Any:
         if isinstance(found, dict):
-            return native.Region(**{name: value(inner) for name, inner in found.items()})
+            inner = dict(kind._fields_)
+            return kind(**{name: value(one, inner.get(name)) for name, one in found.items()})
         return places[found] if isinstance(found, str) else found
 
     structs = []
     for kind, fields in golden.structs:
-        values = {name: value(found) for name, found in fields.items() if name != "packed"}
+        kinds = dict(getattr(native, kind)._fields_)
+        values = {name: value(found, kinds.get(name)) for name, found in fields.items() if name != "packed"}
         if "packed" in fields:
             weights = packed(library, golden.inputs[fields["packed"]], fields.get("box_filter", 0), fields["shuffle"])
             values |= {"packed": memory.upload(weights), "packed_bytes": weights.nbytes}

@@ -41,7 +41,8 @@ def test_the_stand_in_refuses_what_a_gpu_would() -> None:
 @pytest.mark.parametrize("settings", [BEST, PAPER], ids=["best", "paper"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_result_is_that_of_the_cpu(name: str, settings: dict) -> None:
-    config = ConvertConfig(**settings)
+    # Factors on channels index tensors by lists, which the stand-in cannot do as a device does.
+    config = ConvertConfig(**settings, equalize="off")
     torch.manual_seed(0)
     network, pictures = NETWORKS[name](), [images(2, 3, 16, 18)]
     want = calibrate(network, pictures, config)

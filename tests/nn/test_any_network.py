@@ -420,7 +420,7 @@ def changed(header: dict[str, Any], what: str) -> None:
         ("a field", "a value must be true or false, got '1'"),
         ("a reference", "must refer to inputs that it has"),
         ("a layout", "layout must name each of 1 outputs once and in order"),
-        ("a shape", "must have shape"),
+        ("a shape", "must have (shape|sizes)"),
         ("a negative size", "must have sizes from 0 on"),
         ("a stride of 0", "must be a convolution of sizes, strides and groups from 1 on"),
         ("a dtype", "dtypes must be of int64"),

@@ -93,6 +93,7 @@ def parameters(spec: NetworkSpec, quantize: str, digits: int) -> dict[str, ConvP
 def network(spec: NetworkSpec, backend: str = "reference", quantize: str = "full", digits: int = 1) -> ConvertedNetwork:
     held, g = parameters(spec, quantize, digits), torch.Generator().manual_seed(2)
     floats = {key: torch.rand(shape, generator=g) - 0.3 for key, shape in spec.graph().parameters().items()}
+    floats = {key: value.abs() + 0.1 if key.endswith("running_var") else value for key, value in floats.items()}
     floats = {key: value for key, value in floats.items() if key.rpartition(".")[0] not in held}
     config = ConvertConfig(adaptive=False, tail="staged", quantize=quantize)
     model = ConvertedNetwork(spec, config, held, floats, None)
