@@ -150,7 +150,7 @@ void depthwise_strip(const DepthwiseArgs& a, const Strip& strip) {
     if (a.columns == 3) return depthwise_held<Below, 3>(a, strip);
     if (a.columns == 5) return depthwise_held<Below, 5>(a, strip);
   }
-  const int outputs = a.panels * kPanel, taps = a.columns * a.row_quads;
+  const int outputs = a.panels * kPanel;
   const ptrdiff_t tap = outputs * 4;
   for (int panel = 0; panel < a.panels; panel++)
     for (int m = 0; m < strip.pixels; m++) {
@@ -158,11 +158,12 @@ void depthwise_strip(const DepthwiseArgs& a, const Strip& strip) {
       const int8_t* w = a.w + panel * 64;
       __m512i sum = _mm512_setzero_si512(), sum_below = sum;
       for (int part = 0; part < a.parts; part++)
-        for (int t = 0; t < taps; t++, w += tap) {
-          const __m512i codes = _mm512_load_si512(x + t * tap), weights = _mm512_load_si512(w);
-          sum = dot(sum, codes, weights);
-          if (Below) sum_below = dot(sum_below, codes, _mm512_slli_epi32(weights, 8));
-        }
+        for (int s = 0; s < a.columns; s++)
+          for (int q = 0; q < a.row_quads; q++, w += tap) {
+            const __m512i codes = _mm512_load_si512(x + s * strip.column + q * tap), weights = _mm512_load_si512(w);
+            sum = dot(sum, codes, weights);
+            if (Below) sum_below = dot(sum_below, codes, _mm512_slli_epi32(weights, 8));
+          }
       const ptrdiff_t at = static_cast<ptrdiff_t>(strip.first + m) * outputs + panel * kPanel;
       _mm512_store_si512(a.acc + at, sum);
       if (Below) _mm512_store_si512(a.below + at, sum_below);
@@ -591,6 +592,13 @@ void full_of(const UntileArgs& u, const EpilogueArgs& e) {
 template <bool Below, int Activation, bool CodesAlone>
 void depthwise_fused(const DepthwiseArgs& a, const EpilogueArgs* const (&e)[2]) {
   constexpr int kRows = Below ? 2 : 1, kColumns = 3;
+  // By how many columns of its kernel a pixel lies behind the one computed before it; kColumns where the two have none in common. With
+  // dilation the neighbours that have some in common lie `turns` pixels apart, so that the pixels are gone through in so many turns. Two
+  // rows are computed together only where both steps are equal.
+  int slide = 1, turns = 1;
+  if (!Below && a.column_step % a.pixel_step == 0) turns = a.column_step / a.pixel_step;
+  if (!Below && a.column_step < a.pixel_step) slide = a.pixel_step == 2 * a.column_step ? 2 : kColumns;
+  if (!Below && a.column_step > a.pixel_step && a.column_step % a.pixel_step) slide = kColumns;
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i order_of_2 = _mm512_setr_epi32(0, 4, 0, 0, 1, 5, 0, 0, 2, 6, 0, 0, 3, 7, 0, 0);
   const __m512 scale = _mm512_set1_ps(e[0]->scale), offset = _mm512_set1_ps(e[0]->offset), top = _mm512_set1_ps(e[0]->top);
@@ -622,38 +630,52 @@ void depthwise_fused(const DepthwiseArgs& a, const EpilogueArgs* const (&e)[2]) 
       into[0] = _mm512_unpacklo_epi16(first, second), into[1] = _mm512_unpackhi_epi16(first, second);
     };
     const ptrdiff_t y_at = e[0]->y_lane[lane], q_at = e[0]->q_lane[lane];
-    column(a.first_column, codes[1]);
-    column(a.first_column + a.column_step, codes[2]);
-    for (int m = 0; m < a.pixels; m++) {
+    for (int turn = 0; turn < turns; turn++) {
+      // What a pixel before the first would have left.
+      const int first = a.first_column + turn * a.pixel_step;
+      if (slide == 1) column(first, codes[1]), column(first + a.column_step, codes[2]);
+      if (slide == 2) column(first, codes[2]);
+      for (int m = turn; m < a.pixels; m += turns) {
+        const int at_column = a.first_column + m * a.pixel_step;
+        if (slide == 1) {
 #pragma GCC unroll 2
-      for (int p = 0; p < 2; p++) codes[0][p] = codes[1][p], codes[1][p] = codes[2][p];
-      column(a.first_column + (m + 2) * a.column_step, codes[2]);
-      __m512i values[kRows][2];
-#pragma GCC unroll 2
-      for (int row = 0; row < kRows; row++)
-#pragma GCC unroll 2
-        for (int p = 0; p < 2; p++) {
-          __m512i sum = _mm512_setzero_si512();
-#pragma GCC unroll 3
-          for (int s = 0; s < kColumns; s++) sum = dot(sum, codes[s][p], row ? w_below[s][p] : w[s][p]);
-          __m512 v =
-              _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(e[0]->alpha + lane + p * kPanel), _mm512_loadu_ps(e[row]->beta[m] + lane + p * kPanel));
-          if (Activation == ADABM_ACT_RELU && !CodesAlone) v = _mm512_max_ps(v, _mm512_setzero_ps());
-          if (Activation == ADABM_ACT_PRELU)
-            v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, _mm512_loadu_ps(e[0]->slope + lane + p * kPanel));
-          const ptrdiff_t at = m * e[0]->y_stride + y_at + p * kPanel;
-          if (!CodesAlone && e[row]->residual) v = _mm512_add_ps(_mm512_loadu_ps(static_cast<const float*>(e[row]->residual) + at), v);
-          if (!CodesAlone && e[row]->y) _mm512_storeu_ps(static_cast<float*>(e[row]->y) + at, v);
-          // As in full_of.
-          values[row][p] = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_fmadd_ps(v, scale, offset)));
+          for (int p = 0; p < 2; p++) codes[0][p] = codes[1][p], codes[1][p] = codes[2][p];
+        } else {
+          if (slide == 2) {
+            codes[0][0] = codes[2][0], codes[0][1] = codes[2][1];
+          } else {
+            column(at_column, codes[0]);
+          }
+          column(at_column + a.column_step, codes[1]);
         }
-      if (!CodesAlone && !e[0]->y_q) continue;
-      const __m512i words = _mm512_packs_epi32(values[0][0], values[0][1]), words_below = _mm512_packs_epi32(values[kRows - 1][0], values[kRows - 1][1]);
-      __m512i both = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words, words_below));
-      if (Activation == ADABM_ACT_RELU && CodesAlone) both = _mm512_max_epu8(both, least);
-      const ptrdiff_t at = m * e[0]->q_stride + q_at;
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(e[0]->y_q + at), _mm512_castsi512_si256(both));
-      if (Below) _mm256_storeu_si256(reinterpret_cast<__m256i*>(e[1]->y_q + at), _mm512_extracti64x4_epi64(both, 1));
+        column(at_column + 2 * a.column_step, codes[2]);
+        __m512i values[kRows][2];
+#pragma GCC unroll 2
+        for (int row = 0; row < kRows; row++)
+#pragma GCC unroll 2
+          for (int p = 0; p < 2; p++) {
+            __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 3
+            for (int s = 0; s < kColumns; s++) sum = dot(sum, codes[s][p], row ? w_below[s][p] : w[s][p]);
+            __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(e[0]->alpha + lane + p * kPanel),
+                                       _mm512_loadu_ps(e[row]->beta[m] + lane + p * kPanel));
+            if (Activation == ADABM_ACT_RELU && !CodesAlone) v = _mm512_max_ps(v, _mm512_setzero_ps());
+            if (Activation == ADABM_ACT_PRELU)
+              v = _mm512_mask_mul_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), v, _mm512_loadu_ps(e[0]->slope + lane + p * kPanel));
+            const ptrdiff_t at = m * e[0]->y_stride + y_at + p * kPanel;
+            if (!CodesAlone && e[row]->residual) v = _mm512_add_ps(_mm512_loadu_ps(static_cast<const float*>(e[row]->residual) + at), v);
+            if (!CodesAlone && e[row]->y) _mm512_storeu_ps(static_cast<float*>(e[row]->y) + at, v);
+            // As in full_of.
+            values[row][p] = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_fmadd_ps(v, scale, offset)));
+          }
+        if (!CodesAlone && !e[0]->y_q) continue;
+        const __m512i words = _mm512_packs_epi32(values[0][0], values[0][1]), words_below = _mm512_packs_epi32(values[kRows - 1][0], values[kRows - 1][1]);
+        __m512i both = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words, words_below));
+        if (Activation == ADABM_ACT_RELU && CodesAlone) both = _mm512_max_epu8(both, least);
+        const ptrdiff_t at = m * e[0]->q_stride + q_at;
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(e[0]->y_q + at), _mm512_castsi512_si256(both));
+        if (Below) _mm256_storeu_si256(reinterpret_cast<__m256i*>(e[1]->y_q + at), _mm512_extracti64x4_epi64(both, 1));
+      }
     }
   }
 }
@@ -669,7 +691,7 @@ void depthwise_fused_rows(const DepthwiseArgs& a, const EpilogueArgs* const (&e)
 }
 
 bool depthwise_epilogue(const DepthwiseArgs& a, const EpilogueArgs& row, const EpilogueArgs* below) {
-  const bool kernel = a.columns == 3 && a.row_quads == 1 && a.parts == 1 && a.pixel_step == a.column_step;
+  const bool kernel = a.columns == 3 && a.row_quads == 1 && a.parts == 1;
   const bool outputs = a.panels % 2 == 0 && row.lanes == a.panels * kPanel && row.together && !row.y_acc && !row.features.int16;
   if (!kernel || !outputs) return false;
   const EpilogueArgs* const e[2] = {&row, below};
