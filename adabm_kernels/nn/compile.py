@@ -152,11 +152,10 @@ class _Compiler:
         return self.parts.get(name, (name,))
 
     def _repeats_codes(self, node: Resize) -> bool:
-        """Whether repeated pixels are read only by convolutions of one digit, and are repeated from features that exist as they
-        are."""
+        """Whether the pixels of features, not those of the input, are repeated for convolutions of one digit alone."""
         if node.mode != "nearest" or node.factor != int(node.factor):
             return False
-        if node.x in self.parts or node.x == self.source.x:
+        if node.x == self.source.x:
             return False
         reading = [item for item in self.source.items if node.name in item.inputs]
         layers = [item for item in reading if isinstance(item, Layer) and item.conv.rest is None and item.residual != node.name]

@@ -75,6 +75,20 @@ class Decoder(nn.Module):
         return self.last(F.relu(z)) + self.last(torch.cat([z[:, 8:] + self.finer(y), x], 1))
 
 
+class Repeated(nn.Module):
+    """Repeats the pixels of two features that lie beside each other, for a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, k, 3, padding=1) for c, k in ((3, 8), (8, 8), (16, 8), (8, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, third, last = self.convs
+        x = F.relu(first(x))
+        y = F.interpolate(torch.cat([x, F.relu(second(x))], 1), scale_factor=2, mode="nearest")
+        return last(F.relu(third(y)))
+
+
 class Halves(nn.Module):
     """What a convolution gives is cut into halves of its columns, which are read when other features have taken its place."""
 
@@ -107,6 +121,7 @@ KINDS = {
     "decoder": Kind(Decoder, recipe="best"),
     "mobile": Kind(Mobile, (4, 32, 28), recipe="best"),
     "halves": Kind(Halves),
+    "repeated": Kind(Repeated, (3, 20, 24), recipe="best"),
 }
 each_kind = pytest.mark.parametrize("name", KINDS)
 
