@@ -247,14 +247,15 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         n, h, w, _ = codes.shape
         return codes.new_empty(n, *conv.out_size(h, w), conv.out_channels)
 
-    def output_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
-        """The tensor into which a convolution of the upsampler writes features, float32 [N, r*H, r*W, C]. The caller keeps it,
-        except in a block of `lending_output`."""
+    def output_for(self, conv: IntegerConv2d, codes: torch.Tensor, place: int | None) -> torch.Tensor:
+        """The tensor into which a convolution writes features, float32 [N, r*H, r*W, C]: an output, or what a later step reads. The
+        caller keeps it, except in a block of `lending_output`. place: the number of the tensor in the program, None for the only
+        output."""
         n, h, w, _ = codes.shape
         shape = (n, *conv.out_size(h, w), conv.out_channels)
         if not torch.compiler.is_compiling() and self._workspace.holds_output:
-            # Of several outputs, none may lie in the memory of another.
-            name = "output" if len(self.spec.graph().outputs) == 1 else f"output of {conv.name}"
+            # No output may lie in the memory of another, or of what is read after it was written.
+            name = "output" if place is None else f"features {place}"
             return self.work_buffer(name, shape, torch.float32, codes.device)
         return torch.empty(shape, dtype=torch.float32, device=codes.device)
 

@@ -89,9 +89,10 @@ class RunsSteps(Protocol):
         """The tensor into which the convolution that gives the output writes pixels, uint8 [N, r*H, r*W, C], from codes [N, H, W,
         C4]."""
 
-    def output_for(self, conv: IntegerConv2d, codes: torch.Tensor) -> torch.Tensor:
+    def output_for(self, conv: IntegerConv2d, codes: torch.Tensor, place: int | None) -> torch.Tensor:
         """The tensor into which a convolution writes features that are in no buffer, float32 [N, r*H, r*W, C], from codes [N, H, W,
-        C4]."""
+        C4]. place: the number of the tensor in the program, None for the only output; tensors of different numbers share no
+        memory."""
 
     def pixel_codes(self, conv: IntegerConv2d, x: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
         """The codes of pixels x float32 [N, 3, H, W] that a convolution reads, uint8 [N, H, W, 4]. bits: int32 [N], or None for
@@ -364,7 +365,7 @@ class FreshStep(Step):
             conv.pixels_into(x_q, bits, image, **added, **place)
             tensors[self.y.at] = image
             return
-        y = run.network.output_for(conv, x_q)
+        y = run.network.output_for(conv, x_q, None if self.output else self.y.at)
         if self.left is None:
             conv.into(x_q, bits, y=y, **added, **place)
         else:
