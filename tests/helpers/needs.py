@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,13 @@ NEEDS = {
     "cuobjdump": Need("cuobjdump and nvdisasm", _cuda_tools, "what GPU kernels are made of", "NVIDIA's CUDA toolkit, or Triton"),
     "chromium": Need("chromium", _program("chromium"), "the report page in a browser", f"{APT} chromium"),
     "ffmpeg": Need("ffmpeg", _program("ffmpeg"), "frames as another program writes and reads them", f"{APT} ffmpeg"),
+    "vapoursynth": Need(
+        "VapourSynth with BestSource",
+        lambda: find_spec("vapoursynth") is not None,
+        "the filter for VapourSynth in VapourSynth itself",
+        "pip install -r requirements-test.txt",
+        never="" if sys.version_info >= (3, 12) else "its wheels are for Python 3.12 and newer",
+    ),
     # Triton
     "triton": Need("Triton", lambda: not devices.why_no_triton(), "the Triton backend", "pip install -r requirements-test.txt"),
     **{
