@@ -1,6 +1,7 @@
 """A filter for VapourSynth that upscales clips by a converted model, and a script that uses it.
 
-    vspipe -c y4m -a source=in.mkv vapoursynth_adabm.py - | ffmpeg -i - out.mkv
+    vspipe -c y4m -a source="$PWD/in.mkv" vapoursynth_adabm.py - |
+      ffmpeg -i - -i in.mkv -map 0:v -map 1:a? -c:a copy -colorspace bt709 -color_primaries bt709 -color_trc bt709 out.mkv
 
 In scripts of your own: `from vapoursynth_adabm import upscale`, with this file beside them. docs/vapoursynth.md tells more.
 """
@@ -70,8 +71,8 @@ def in_yuv(clip: vs.VideoNode) -> vs.VideoNode:
 
 if __name__ == "__vapoursynth__":  # vspipe runs this file, with the values of its options -a as global variables
     given = globals()
-    if "source" not in given:
-        raise ValueError("source must be the path of a video: vspipe -a source=in.mkv ...")
+    if not os.path.isabs(given.get("source", "")):  # vspipe goes to the folder of the script
+        raise ValueError(f'source must be the full path of a video (-a source="$PWD/in.mkv"), got {given.get("source", "none")!r}')
     film = vs.core.bs.VideoSource(given["source"])  # the plugin BestSource
     options = {name: int(given[name]) for name in ("bits", "threads") if name in given}
     in_yuv(upscale(in_rgb(film), given.get("model", "edsr_x4_w4a4"), **options)).set_output()

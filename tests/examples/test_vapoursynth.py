@@ -96,9 +96,10 @@ def test_the_script(vs: ModuleType, tmp_path: Path) -> None:
     vs.clear_outputs()
 
 
-def test_the_script_says_what_it_lacks(vs: ModuleType) -> None:
-    with pytest.raises(ValueError, match="source must be the path of a video"):
-        runpy.run_path(str(FILE), run_name="__vapoursynth__")
+@pytest.mark.parametrize(("given", "got"), [({}, "none"), ({"source": "in.mkv"}, "in.mkv")])
+def test_the_script_says_what_it_lacks(vs: ModuleType, given: dict, got: str) -> None:
+    with pytest.raises(ValueError, match=f"source must be the full path of a video .*, got '{got}'"):
+        runpy.run_path(str(FILE), init_globals=given, run_name="__vapoursynth__")
 
 
 @pytest.mark.parametrize("vs", [pytest.param("itself", marks=needs("vapoursynth"))], indirect=True)
