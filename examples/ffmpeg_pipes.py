@@ -26,14 +26,17 @@ import adabm_kernels
 
 # What ffprobe calls a matrix of colours -> what ffmpeg's filter `scale` calls it.
 MATRICES = {"bt709": "bt709", "smpte170m": "smpte170m", "bt470bg": "bt470", "bt2020nc": "bt2020", "smpte240m": "smpte240m"}
+EXACT = "flags=accurate_rnd+full_chroma_int+full_chroma_inp"  # without these, colours become up to two levels darker
 
 
 @dataclass(frozen=True)
 class Film:
-    """What frames do not say themselves. rate: frames a second, as a fraction. steady: whether all frames last equally long, so that
-    none has to be repeated or left out. deep: whether it has more than 8 bits. matrix: how
-    its colours become RGB. tags: the words of ffprobe for its colours, for the result to have them too. pixels: the shape of a
-    pixel, as width/height."""
+    """What frames do not say themselves.
+
+    rate: frames a second, as a fraction. steady: whether all frames last equally long, so that none has to be repeated or left out.
+    deep: whether it has more than 8 bits. matrix: how its colours become RGB. tags: the words of ffprobe for its colours, for the
+    result to have them too. pixels: the shape of a pixel, as width/height.
+    """
 
     path: Path
     rate: str
@@ -64,7 +67,7 @@ def read_frames(film: Film) -> Iterator[np.ndarray]:
     """The frames, upright and at a constant rate, uint8 or uint16 [H, W, 3]. Each comes as a PPM, which says its size."""
     command = ["ffmpeg", "-v", "error", "-nostdin", "-i", f"file:{film.path}", "-map", "0:v:0"]
     command += ["-fps_mode", "passthrough"] if film.steady else ["-fps_mode", "cfr", "-r", film.rate]
-    command += ["-vf", f"scale=in_color_matrix={film.matrix}", "-pix_fmt", "rgb48be" if film.deep else "rgb24"]
+    command += ["-vf", f"scale=in_color_matrix={film.matrix}:{EXACT}", "-pix_fmt", "rgb48be" if film.deep else "rgb24"]
     with subprocess.Popen([*command, "-f", "image2pipe", "-c:v", "ppm", "-"], stdout=subprocess.PIPE) as decoder:
         assert decoder.stdout is not None
         try:
@@ -92,7 +95,8 @@ def encoder(film: Film, target: Path, width: int, height: int, options: list[str
     command += ["-s", f"{width}x{height}", "-r", film.rate, "-i", "-", "-i", f"file:{film.path}"]
     command += ["-map", "0:v", "-map", "1:a?", "-c:a", "copy", "-map_metadata", "1", "-map_chapters", "1"]
     even = "crop=trunc(iw/2)*2:trunc(ih/2)*2"  # half as many samples of chroma
-    command += ["-vf", f"{even},scale=out_color_matrix={film.matrix}:out_range=limited,setsar={film.pixels}"]
+    colours = f"scale=out_color_matrix={film.matrix}:out_range=limited:{EXACT}"
+    command += ["-vf", f"{even},{colours},setsar={film.pixels}"]
     command += ["-pix_fmt", "yuv420p10le" if film.deep else "yuv420p", "-color_range", "tv", "-colorspace", film.tags["space"]]
     command += ["-color_primaries", film.tags["primaries"], "-color_trc", film.tags["transfer"]]
     return subprocess.Popen([*command, *options, f"file:{target}"], stdin=subprocess.PIPE)

@@ -3,9 +3,9 @@
     python torch_data.py photos --workers 2 --where workers
     python torch_data.py photos --workers 2 --where main
 
-With "workers" the pictures are upscaled where they are read, in the processes of the DataLoader, each with a model of its own and one
-thread: the way for a training step that needs the machine's other half, a card, for itself. With "main" the workers only read, and
-one model takes whole batches. Both give the same pixels. docs/torch_data.md tells more.
+With "workers" the pictures are upscaled where they are read, in the processes of the DataLoader, each with a model of its own and
+one thread: the way for a training step that needs the machine's other half, a card, for itself. With "main" the workers only read,
+and one model takes whole batches. Both give the same pixels. docs/torch_data.md tells more.
 """
 
 from __future__ import annotations
@@ -55,8 +55,7 @@ class Upscaled(Crops):
     def network(self) -> torch.nn.Module:
         """The model of this process, read at the first picture. A dataset that goes to another process takes no model with it."""
         if self._network is None:
-            self._network = adabm_kernels.load(self.name)
-            self._network.set_threads(1)  # as many processes as cores already
+            self._network = adabm_kernels.load(self.name)  # it computes with as many threads as torch: in a worker with one
         return self._network
 
     def __getstate__(self) -> dict:

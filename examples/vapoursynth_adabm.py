@@ -32,7 +32,7 @@ def upscale(
     """
     if clip.format is None or clip.format.id not in (vs.RGB24, vs.RGB48) or not clip.width:
         found = clip.format.name if clip.format is not None else "formats that vary"
-        raise ValueError(f"clip must be RGB24 or RGB48 of one size, got {found}: convert it by clip.resize.Bicubic(format=vs.RGB24)")
+        raise ValueError(f"clip must be RGB24 or RGB48 of one size, got {found}: clip.resize.Bicubic(format=vs.RGB24) converts it")
     if (width is None) != (height is None):
         raise ValueError(f"width and height must be given together, got {width} and {height}")
     network = model if isinstance(model, torch.nn.Module) else adabm_kernels.load(model)

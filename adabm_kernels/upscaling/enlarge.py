@@ -96,8 +96,9 @@ class Enlarger:
         """Images in their new size, float32 [N, 3, height, width], of x, float32 [N, 3, H, W] in 0..255. They are on the device of
         x and not clamped. progress: as for `Patchwise.picture`, with the windows of all images and passes."""
         steps = self.steps(x.shape[3], x.shape[2])
-        sides = [(x.shape[2] * self.network.scale**number, x.shape[3] * self.network.scale**number) for number in range(steps.passes)]
-        total = len(x) * sum(len(rows) * len(columns) for rows, columns in (self.network.windows(*side) for side in sides))
+        factors = [self.network.scale**number for number in range(steps.passes)]
+        cut = (self.network.windows(x.shape[2] * factor, x.shape[3] * factor) for factor in factors)
+        total = len(x) * sum(len(rows) * len(columns) for rows, columns in cut)
         done = 0
 
         def finished(count: int) -> None:

@@ -72,7 +72,7 @@ def test_models_of_the_folder_are_offered(comfyui: Host) -> None:
     assert offered == [*adabm_kernels.builtin_models(), "my own.safetensors"]
     (model,) = comfyui.run("AdaBMModelLoader", model_name="my own.safetensors", device="gpu")
     assert model.config.act_bits == 6
-    with pytest.raises(FileNotFoundError, match="model_name must be a built-in model or a file in models/adabm, got 'gone.safetens"):
+    with pytest.raises(FileNotFoundError, match="model_name must be a built-in model or a file in models/adabm, got 'gone"):
         comfyui.nodes["AdaBMModelLoader"]().load("gone.safetensors", "cpu")
 
 

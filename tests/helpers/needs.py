@@ -40,6 +40,10 @@ class Need:
     never: str = ""
 
 
+def _packages(*names: str) -> Callable[[], bool]:
+    return lambda: all(find_spec(name) is not None for name in names)
+
+
 def _program(name: str) -> Callable[[], bool]:
     return lambda: shutil.which(name) is not None
 
@@ -92,10 +96,13 @@ NEEDS = {
     "ffmpeg": Need("ffmpeg", _program("ffmpeg"), "frames as another program writes and reads them", f"{APT} ffmpeg"),
     "vapoursynth": Need(
         "VapourSynth with BestSource",
-        lambda: find_spec("vapoursynth") is not None,
+        _packages("vapoursynth"),
         "the filter for VapourSynth in VapourSynth itself",
         "pip install -r requirements-test.txt",
         never="" if sys.version_info >= (3, 12) else "its wheels are for Python 3.12 and newer",
+    ),
+    "jupyter": Need(
+        "nbclient and ipykernel", _packages("nbclient", "ipykernel"), "the notebook", "pip install -r requirements-test.txt"
     ),
     # Triton
     "triton": Need("Triton", lambda: not devices.why_no_triton(), "the Triton backend", "pip install -r requirements-test.txt"),
