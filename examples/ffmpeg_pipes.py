@@ -26,7 +26,7 @@ import adabm_kernels
 
 # What ffprobe calls a matrix of colours -> what ffmpeg's filter `scale` calls it.
 MATRICES = {"bt709": "bt709", "smpte170m": "smpte170m", "bt470bg": "bt470", "bt2020nc": "bt2020", "smpte240m": "smpte240m"}
-EXACT = "flags=accurate_rnd+full_chroma_int+full_chroma_inp"  # without these, colours become up to two levels darker
+EXACT = "flags=accurate_rnd+full_chroma_int+full_chroma_inp"  # without these, 4:2:0 of 8 bits becomes a level darker
 
 
 @dataclass(frozen=True)

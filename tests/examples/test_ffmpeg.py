@@ -57,7 +57,7 @@ BT709 = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt7
 LOSSLESS = ["-c:v", "ffv1", "-c:a", "aac"]
 
 
-@pytest.mark.parametrize("pixels", ["yuv444p", "yuv420p10le"])
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le"])
 def test_a_film_keeps_its_colours_sound_and_rate(example: ModuleType, tmp_path: Path, pixels: str) -> None:
     source = film(tmp_path / "in.mkv", *LOSSLESS, "-pix_fmt", pixels, *BT709, "-aspect", "2:1")
     example.main([str(source), str(tmp_path / "out.mkv"), "--threads", "1", "--encode", "-c:v ffv1"])
@@ -70,9 +70,10 @@ def test_a_film_keeps_its_colours_sound_and_rate(example: ModuleType, tmp_path: 
     got, model = rgb(tmp_path / "out.mkv"), adabm_kernels.load("edsr_x4_w4a4")
     for number, frame in enumerate(frames):
         want = adabm_kernels.upscale(frame, model, threads=1)
-        # Half as many samples of chroma blur the colours of edges; another matrix would shift the mean of a channel by 3 to 8.
-        assert np.abs(got[number].mean((0, 1)) - want.mean((0, 1))).max() < 1
-        assert np.sqrt(np.square(got[number] - want).mean()) < 12
+        # Rounding, and chroma of half the samples, leave the mean of a channel alone: it is 0.05 off at most. ffmpeg's default
+        # conversion shifts it by 1 to 1.5, another matrix by 2 to 8.
+        assert np.abs(got[number].mean((0, 1)) - want.mean((0, 1))).max() < 0.25
+        assert np.sqrt(np.square(got[number] - want).mean()) < 2.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", "out.mkv"]
 
 
