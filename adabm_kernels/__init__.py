@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 # module does not take the function's place. Neither imports torch.
 from . import backends as _backends_package  # noqa: F401
 from .models import builtin_models
+from .models import load_model as load
 from .registration import keep_old_names, register_with_torch
 from .registry import backends
 from .upscale import upscale, upscale_file, upscale_many
@@ -21,11 +22,16 @@ __version__ = "0.1.0"
 register_with_torch()
 keep_old_names()
 
-_HOMES = {"ConvertConfig": "config", "convert_model": "convert", "load": "checkpoint", "save": "checkpoint"}
-_HOMES |= {"read_network": "importers.reading"}
+_HOMES = {"ConvertConfig": "config", "convert_model": "convert", "save": "checkpoint"}
+_HOMES |= {"read_network": "importers.reading", "BitMap": "report.bitmap", "bit_map": "report.bitmap"}
+_HOMES |= {"Patch": "upscaling.picture"}
+# The names that docs/python.md describes and keeps. tests/package/test_python_surface.py holds their signatures to that page.
 __all__ = [
+    "BitMap",
     "ConvertConfig",
+    "Patch",
     "backends",
+    "bit_map",
     "builtin_models",
     "convert_model",
     "load",
@@ -37,10 +43,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .checkpoint import load, save
+    from .checkpoint import save
     from .config import ConvertConfig
     from .convert import convert_model
     from .importers.reading import read_network
+    from .report.bitmap import BitMap, bit_map
+    from .upscaling.picture import Patch
 
 
 def __getattr__(name: str) -> Any:

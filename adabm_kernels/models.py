@@ -30,7 +30,11 @@ def figures_path() -> Path:
 
 
 def load_model(name_or_path: str | os.PathLike) -> ConvertedNetwork:
-    """Loads the converted model with a built-in name or at a path. Raises FileNotFoundError, which says which names there are."""
+    """Reads the converted model with a built-in name (`builtin_models()`) or at a path.
+
+    The package hands this function on as `adabm_kernels.load`. Raises FileNotFoundError, which says which names there are, and
+    ValueError saying what the file is instead of a model; whatever it holds is checked before anything is made of it.
+    """
     from .checkpoint import load
 
     return load(model_path(name_or_path))

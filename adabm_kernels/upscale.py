@@ -61,7 +61,7 @@ def upscale(
           writes the profile into PNG by itself, and the others when `save` is given them.
         - a NumPy array, uint8 or uint16, [H, W] or [H, W, C], with C = 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGBA.
         - a floating torch tensor [3, H, W] or [N, 3, H, W] in 0..255. The result has the same dtype and device and is clamped to
-          0..255. A tensor whose values all lie within 0..1 brings a warning.
+          0..255, wherever the model computes. A tensor whose values all lie within 0..1 brings a warning.
         Colours with transparency are upscaled as they are seen, multiplied by their alpha. A grey picture stays grey.
     model: the name of a built-in model (`builtin_models()`), the path of a converted model, or a module from `load` or
         `convert_model`. A name or path is loaded anew in every call, so for many pictures load once and pass the module.
@@ -255,7 +255,7 @@ def _upscaled(taken: Any, network: Enlarger, progress: Any, record: list[Patch] 
     if isinstance(taken, torch.Tensor):
         if (bound := network.network.max_memory) is not None:
             raise ValueError(f"max_memory must be left out for tensors, which are held whole, got {bound}")
-        y = network.tensor((taken if taken.ndim == 4 else taken[None]).to(torch.float32))
+        y = network.tensor((taken if taken.ndim == 4 else taken[None]).to(torch.float32), progress)
         y = y.clamp(0, 255).to(taken.dtype)
         return y if taken.ndim == 4 else y[0]
     rows, layout, finish = taken

@@ -33,6 +33,10 @@ def _stream(device: torch.device, lane: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+def _lies_on_card(x: torch.Tensor) -> bool:
+    return x.device.type == "cuda"
+
+
 class Lane:
     """A context in which the calling thread's work goes to a stream of its own on a CUDA device. On a CPU it is only a number.
 
@@ -62,11 +66,11 @@ class Lane:
 
     def finish(self, *used: Any) -> torch.cuda.Event | None:
         """Marks the end of the work so far, and returns its event. The memory of the tensors `used`, which were made outside, stays
-        until then."""
+        until then; those in main memory need no such care."""
         if self.stream is None:
             return None
         for x in used:
-            if isinstance(x, torch.Tensor):
+            if isinstance(x, torch.Tensor) and _lies_on_card(x):
                 x.record_stream(self.stream)
         done = torch.cuda.Event()
         done.record(self.stream)
@@ -74,8 +78,9 @@ class Lane:
 
     def hand_out(self, y: Any, done: torch.cuda.Event | None) -> Any:
         """Returns y, which was made inside before `done`, for use on the calling thread's stream. That stream waits for `done`, and
-        y's memory is kept until that stream has used it."""
+        y's memory is kept until that stream has used it. What of y lies in main memory was waited for when it was copied there."""
         given = [one for one in tree_leaves(y) if isinstance(one, torch.Tensor)] if self.stream is not None else []
+        given = [one for one in given if _lies_on_card(one)]
         if self.stream is not None and given:
             assert done is not None  # `finish` gives it wherever there is a stream
             here = torch.cuda.current_stream(self.stream.device)

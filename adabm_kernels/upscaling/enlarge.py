@@ -92,12 +92,23 @@ class Enlarger:
         bands = list(self.picture(_reader(iter([rows]), layout), layout, **options))
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
-    def tensor(self, x: torch.Tensor) -> torch.Tensor:
-        """Images in their new size, float32 [N, 3, height, width], of x, float32 [N, 3, H, W] in 0..255. They are on the same
-        device and not clamped."""
+    def tensor(self, x: torch.Tensor, progress: Progress | None = None) -> torch.Tensor:
+        """Images in their new size, float32 [N, 3, height, width], of x, float32 [N, 3, H, W] in 0..255. They are on the device of
+        x and not clamped. progress: as for `Patchwise.picture`, with the windows of all images and passes."""
         steps = self.steps(x.shape[3], x.shape[2])
+        factors = [self.network.scale**number for number in range(steps.passes)]
+        cut = (self.network.windows(x.shape[2] * factor, x.shape[3] * factor) for factor in factors)
+        total = len(x) * sum(len(rows) * len(columns) for rows, columns in cut)
+        done = 0
+
+        def finished(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(done, total, "upscaling")
+
         for number in range(steps.passes):
-            x = self.network.tensor(x.clamp(0, 255) if number else x)
+            x = self.network.tensor(x.clamp(0, 255) if number else x, finished)
         return resample(x.clamp(0, 255), *steps.size) if steps.resized else x
 
     def _resized(self, bands: Iterator[np.ndarray], made: Layout, steps: Steps) -> Generator[np.ndarray, None, None]:

@@ -450,15 +450,24 @@ class Patchwise:
 
     # ---- tensors
 
-    def tensor(self, x: torch.Tensor) -> torch.Tensor:
-        """The network's output for x, float32 [N, 3, H, W] in 0..255, on the same device: float32 [N, 3, scale*H, scale*W], not
-        clamped."""
+    def tensor(self, x: torch.Tensor, finished: Callable[[int], None] | None = None) -> torch.Tensor:
+        """The network's output for x, float32 [N, 3, H, W] in 0..255: float32 [N, 3, scale*H, scale*W] on the device of x, not
+        clamped. The network computes on its own device.
+
+        finished: a function that is called with the number of windows that were just finished. Each image has windows of its own.
+        """
+        y = self._tensor(x.to(self._device()), finished or (lambda count: None))
+        return y if y.device == x.device else y.to(x.device)
+
+    def _tensor(self, x: torch.Tensor, finished: Callable[[int], None]) -> torch.Tensor:
         rows, columns = self.windows(*x.shape[2:])
         if len(rows) == len(columns) == 1:
-            return self.forward(x, self._decide(x), (0, 0))
+            y = self.forward(x, self._decide(x), (0, 0))
+            finished(len(x))
+            return y
         groups, joined = self.cutting.groups(rows, x.shape[3])
         if joined and len(x) > 1:  # in each image other neighbours have the same bits
-            return torch.cat([self.tensor(image) for image in x.split(1)])
+            return torch.cat([self._tensor(image, finished) for image in x.split(1)])
         s = self.scale
         y = x.new_empty(x.shape[0], 3, s * x.shape[2], s * x.shape[3])
         for group in groups:
@@ -473,6 +482,7 @@ class Patchwise:
                 part = result[:, :, s * (row.first - row.start) :, s * (column.first - column.start) :]
                 place = y[:, :, s * row.first : s * row.last, s * column.first : s * column.last]
                 place.copy_(part[:, :, : place.shape[2], : place.shape[3]])
+                finished(len(x) * len(window.cells))
         return y
 
     def picture_tensor(self, rows: np.ndarray, layout: Layout) -> torch.Tensor:
@@ -527,8 +537,8 @@ class FloatPatchwise(Patchwise):
         self.network.to(converted._device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
         self._halo, self._converted = converted.halo, converted
 
-    def tensor(self, x: torch.Tensor) -> torch.Tensor:
-        return super().tensor(x.contiguous(memory_format=torch.channels_last))
+    def _tensor(self, x: torch.Tensor, finished: Callable[[int], None]) -> torch.Tensor:
+        return super()._tensor(x.contiguous(memory_format=torch.channels_last), finished)
 
     @property
     def threads(self) -> int:

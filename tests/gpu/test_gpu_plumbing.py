@@ -923,12 +923,13 @@ class FakeStreams:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.calls: list[str] = []
-        self.made, self.on = 0, [self.stream("home")]
+        self.made, self.on, self.on_card = 0, [self.stream("home")], True
         monkeypatch.setattr(torch.cuda, "Stream", self._new_stream)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.on[-1])
         monkeypatch.setattr(torch.cuda, "stream", self._context)
         monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=self._end))
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: self.calls.append(f"{stream.name} holds {int(x[0])}"))
+        monkeypatch.setattr(lanes, "_lies_on_card", lambda x: self.on_card)
         lanes._stream.cache_clear()
 
     def stream(self, name: str) -> SimpleNamespace:
@@ -974,6 +975,14 @@ def test_work_in_lanes_is_ordered_by_events_and_results_come_in_order(streams: F
     assert [y.item() for y in results] == [102]
     again = lanes.lanes(torch.device("cuda:0"), 2)
     assert [lane.stream for lane in again] == [lane.stream for lane in two] and streams.made == 2  # buffers belong to streams
+
+
+def test_tensors_in_main_memory_are_held_by_no_stream(streams: FakeStreams) -> None:
+    streams.on_card = False
+    two = lanes.lanes(torch.device("cuda:0"), 2)
+    results = lanes.in_order(lambda x: x + 1, ((torch.tensor([i]),) for i in range(3)), two)
+    assert [y.item() for y in results] == [1, 2, 3]
+    assert not [call for call in streams.calls if "holds" in call]
 
 
 def test_every_lane_has_graphs_and_memory_of_its_own(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:

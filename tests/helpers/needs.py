@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,10 @@ class Need:
     proves: str
     source: str
     never: str = ""
+
+
+def _packages(*names: str) -> Callable[[], bool]:
+    return lambda: all(find_spec(name) is not None for name in names)
 
 
 def _program(name: str) -> Callable[[], bool]:
@@ -88,6 +94,16 @@ NEEDS = {
     "cuobjdump": Need("cuobjdump and nvdisasm", _cuda_tools, "what GPU kernels are made of", "NVIDIA's CUDA toolkit, or Triton"),
     "chromium": Need("chromium", _program("chromium"), "the report page in a browser", f"{APT} chromium"),
     "ffmpeg": Need("ffmpeg", _program("ffmpeg"), "frames as another program writes and reads them", f"{APT} ffmpeg"),
+    "vapoursynth": Need(
+        "VapourSynth with BestSource",
+        _packages("vapoursynth"),
+        "the filter for VapourSynth in VapourSynth itself",
+        "pip install -r requirements-test.txt",
+        never="" if sys.version_info >= (3, 12) else "its wheels are for Python 3.12 and newer",
+    ),
+    "jupyter": Need(
+        "nbclient and ipykernel", _packages("nbclient", "ipykernel"), "the notebook", "pip install -r requirements-test.txt"
+    ),
     # Triton
     "triton": Need("Triton", lambda: not devices.why_no_triton(), "the Triton backend", "pip install -r requirements-test.txt"),
     **{

@@ -12,6 +12,7 @@ import PIL.Image
 import PIL.ImageCms
 import pytest
 import torch
+from elsewhere import DEVICE, Elsewhere
 from fake_model import FakeModel
 
 from adabm_kernels.evaluation.resize import imresize
@@ -100,6 +101,31 @@ def test_tensor_keeps_rank_and_dtype(dtype, batch):
     got = upscale(x, FakeModel())
     assert got.dtype == dtype and not got.requires_grad
     assert torch.equal(got, x.repeat_interleave(4, -2).repeat_interleave(4, -1))
+
+
+@pytest.mark.parametrize("settings", [{}, {"tile": 16}, {"scale": 8}], ids=str)
+def test_a_tensor_in_main_memory_is_computed_where_the_model_is(settings):
+    class There(FakeModel):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("place", torch.zeros(1))
+
+    x = torch.rand(2, 3, 32, 48) * 255
+    want, model = upscale(x, FakeModel(), **settings), There()
+    with Elsewhere():
+        model.to(DEVICE)
+        got = upscale(x, model, **settings)
+    assert {seen.device for seen in model.seen} == {DEVICE}
+    assert got.device.type == "cpu" and type(got) is torch.Tensor and torch.equal(got, want)
+
+
+@pytest.mark.parametrize(("settings", "windows"), [({}, 1), ({"tile": 16}, 6), ({"tile": 16, "scale": 8}, 6 + 96)], ids=str)
+def test_progress_of_tensors_counts_the_windows_of_all_images_and_passes(settings, windows):
+    told = []
+    upscale(torch.rand(2, 3, 32, 48) * 255, FakeModel(), progress=lambda *now: told.append(now), **settings)
+    counts = [done for done, _, _ in told]
+    assert counts == sorted(set(counts)) and counts[-1] == 2 * windows
+    assert {now[1:] for now in told} == {(2 * windows, "upscaling")}
 
 
 def test_memory_of_tensors_is_not_bounded():
