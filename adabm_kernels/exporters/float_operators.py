@@ -35,7 +35,14 @@ from .float_calls import write_call
 from .writing import Writing, pads
 
 Values = Callable[[str], Any]  # a function from a key to a tensor that the network learnt, or None
-_SAME_NAMES = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softsign": "Softsign", "hardswish": "HardSwish", "mish": "Mish"}
+_SAME_NAMES = {
+    "relu": "Relu",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "softsign": "Softsign",
+    "hardswish": "HardSwish",
+    "mish": "Mish",
+}
 _MODES = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}
 
 
@@ -96,8 +103,7 @@ def write_node(to: Writing, node: Node, inputs: list[str], values: Values) -> st
         case Deviation():
             axes = to.integers([2, 3])
             apart = to.op("Sub", x, to.op("ReduceMean", x, axes))
-            variance = to.op("ReduceMean", to.op("Mul", apart, apart), axes)
-            return to.op("Sqrt", to.op("Max", variance, to.floats(1e-30)), name=name)
+            return to.op("Sqrt", to.op("ReduceMean", to.op("Mul", apart, apart), axes), name=name)
         case Pool():
             return _pool(to, node, x)
         case Float():

@@ -1,9 +1,9 @@
 """Writes a converted network as operators of ONNX: quantised convolutions between QuantizeLinear and DequantizeLinear.
 
 A code q of n bits lies in a byte. A grid that begins at `lower` has in general no code for zero, while the zero point of ONNX is a
-code. So the tensor is moved by the difference `apart` = lower + zero * step before it is quantised, where `zero` is the code nearest
-to zero: the value of q is (q - zero) * step + apart. The last term is added behind the convolution, where it is a constant except at
-the border, whose taps outside the picture do not have it (`_added`). docs/interchange.md has the arithmetic and its bounds.
+code. So the tensor is moved by the difference `apart` = lower + zero * step before it is quantised, where `zero` is the code
+nearest to zero: the value of q is (q - zero) * step + apart. The last term is added behind the convolution, where it is a constant
+except at the border, whose taps outside the picture do not have it. docs/interchange.md has the arithmetic and its bounds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..nn.conv import AdaptiveConv2d, IntegerConv2d
 from ..parameters import ConvParameters
 from ..quantize import MAX_BITS, MOST_FIXED, act_steps, rest_range, shuffle_order, weight_integers, weight_step
 from .float_operators import write_node
-from .writing import Writing, pads
+from .writing import Writing
 
 Array = np.ndarray
 
@@ -147,7 +147,8 @@ class QuantizedWriting:
         return moved, to.op("DequantizeLinear", codes, scale, zero, name=f"{name}/values")
 
     def _weight(self, weights: Weights, name: str) -> str:
-        """The weights as bytes that are multiplied by their scale; as floats where they do not fit, as on the odd grid of 8 bits."""
+        """The weights as bytes that are multiplied by their scale, or as floats where they do not fit, which is so on the odd grid
+        of 8 bits."""
         to, scale = self.to, weights.scale.astype(np.float32)
         signed = weights.integers * np.sign(weights.scale).reshape(-1, 1, 1, 1)
         fits = -128 <= signed.min() and signed.max() <= 127 and bool((np.abs(scale) >= np.finfo(np.float32).tiny).all())
@@ -194,12 +195,17 @@ class QuantizedWriting:
             y = to.op("Add", to.op("Conv", values, weight, **settings), to.op("Conv", left, weight, **settings))
             y = to.op("Add", y, self._constant(source, scaled, added, settings, key))
         elif not added.any() or not any(settings["pads"]):
-            bias = scaled.bias + scaled.scale * self._sums(scaled, added, own.geometry.groups).sum((1, 2, 3))
-            y = to.op("Conv", values, weight, to.floats(bias, f"{key}.bias"), **settings)
+            bias = scaled.bias + (scaled.scale[:, None, None, None] * self._sums(scaled, added, item.conv.groups)).sum((1, 2, 3))
+            y = self._biased(to.op("Conv", values, weight, **settings), bias, key)
         else:
             y = to.op("Conv", values, weight, **settings)
             y = to.op("Add", y, self._constant(source, scaled, added, settings, key))
         self._after(item, y, made, source)
+
+    def _biased(self, y: str, bias: Array, name: str) -> str:
+        """A tensor with a constant added to each channel. It is no bias of the convolution, since ONNX Runtime would round that to
+        a whole number of the products' unit."""
+        return self.to.op("Add", y, self.to.floats(bias.reshape(-1, 1, 1), f"{name}.bias"))
 
     def _pads(self, conv: AdaptiveConv2d, own: ConvParameters) -> list[int]:
         rows, columns = own.geometry.axes(*own.codes.shape[2:])
@@ -290,9 +296,7 @@ class QuantizedWriting:
             rows.append(to.op("Concat", *row, axis=3))
         return to.op("Concat", *rows, axis=2)
 
-    def _piece(
-        self, values: str, weight: Array, scale: Array, beta: Array, radius: int, above: str, left: str, name: str
-    ) -> str:
+    def _piece(self, values: str, weight: Array, scale: Array, beta: Array, radius: int, above: str, left: str, name: str) -> str:
         """The outputs of the first, inner or last rows and columns: where they are first or last, all border classes of that side
         are computed as outputs side by side, from the pixels that they reach."""
         to, size = self.to, 2 * radius + 1
@@ -322,7 +326,7 @@ class QuantizedWriting:
                 ends = (0, reach) if side == "first" else (-reach, np.iinfo(np.int64).max)
                 x = to.op("Slice", x, *(to.integers([end]) for end in ends), to.integers([axis]))
         label = f"{name}/{above}_{left}"
-        y = to.op("Conv", x, self._weight(whole, f"{label}.weight"), to.floats(whole.bias, f"{label}.bias"))
+        y = self._biased(to.op("Conv", x, self._weight(whole, f"{label}.weight")), whole.bias, label)
         if len(classes) == 1:
             return y
         beside_one_another = len(sides[left if above == "inner" else above])
