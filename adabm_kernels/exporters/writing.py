@@ -19,7 +19,9 @@ class Writing:
     """An ONNX graph in the making, with one input "x" float32 [N, channels, H, W].
 
     sizes: rows and columns of the input where the network takes no others, else None. Tensors are known by their names; those of a
-    network keep the names that they have in its graph. Raises ValueError where the package onnx is missing.
+    network keep the names that they have in its graph, where those are free. ranks: the number of axes of tensors that do not have
+    four. numbers: the tensors that are sizes, int64 [1]. several: for a name that stands for several tensors, these. Raises
+    ValueError where the package onnx is missing.
     """
 
     def __init__(self, channels: int, sizes: tuple[int, int] | None = None) -> None:
@@ -33,6 +35,9 @@ class Writing:
         self.values: list[Any] = []
         self.taken = {"x"}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self.ranks: dict[str, int] = {}
+        self.numbers: set[str] = set()
+        self.several: dict[str, list[str]] = {}
         self._sides: dict[tuple[str, int], str] = {}
         self._bytes = 0
 
@@ -51,10 +56,14 @@ class Writing:
         inputs: names of tensors and constants; "" leaves one out. name: that of the output, where it is to have a certain one.
         attributes: those that are None are left out.
         """
-        output = self.free(name or f"{inputs[0] if inputs else 'made'}/{kind}")
+        return self.ops(kind, 1, *inputs, name=name, **attributes)[0]
+
+    def ops(self, kind: str, count: int, *inputs: str, name: str = "", **attributes: Any) -> list[str]:
+        """Adds an operator with `count` outputs, as `op` does."""
+        outputs = [self.free(name or f"{inputs[0]}/{kind}") for _ in range(count)]
         given = {key: value for key, value in attributes.items() if value is not None}
-        self.nodes.append(self.helper.make_node(kind, list(inputs), [output], name=output, **given))
-        return output
+        self.nodes.append(self.helper.make_node(kind, list(inputs), outputs, name=outputs[0], **given))
+        return outputs
 
     def constant(self, value: Any, dtype: Any, name: str = "constant") -> str:
         """A constant of the file. Equal constants are one. Raises ValueError where the file grows too large, and for floats that
