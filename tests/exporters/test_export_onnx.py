@@ -52,7 +52,6 @@ def converted(name: str, config: str = "w6a6") -> ConvertedNetwork:
 # ---- converted networks
 
 
-@pytest.mark.parametrize("optimised", [True, False])
 @pytest.mark.parametrize(
     "name, config, bits",
     [
@@ -68,9 +67,10 @@ def converted(name: str, config: str = "w6a6") -> ConvertedNetwork:
         ("imdn", "odd", 2),
     ],
 )
-def test_every_layer_is_within_its_bound(name: str, config: str, bits: str | int, optimised: bool) -> None:
+def test_every_layer_is_within_its_bound(name: str, config: str, bits: str | int) -> None:
+    """As ONNX Runtime optimises the file, and as it is written."""
     model = converted(name, config)
-    for size in ((2, 3, 11, 14), (1, 3, 5, 5)):
+    for size, optimised in (((2, 3, 11, 14), True), ((1, 3, 5, 5), False)):
         assert check_file(model, images(*size), bits, optimised) <= 2
 
 
