@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from .commands import bench, calibrate, completion, evaluate, info, models, report, tune, upscale
+from .commands import bench, calibrate, completion, evaluate, export, info, models, report, tune, upscale
 from .commands.common import FAILED, CommandError, check_address_space, lacks_memory, one_line
 from .machine import version
 from .models import did_you_mean
@@ -33,6 +33,7 @@ COMMANDS: dict[str, Any] = {
     "report": report,
     "eval": evaluate,
     "calibrate": calibrate,
+    "export": export,
     "bench": bench,
     "tune": tune,
     "info": info,

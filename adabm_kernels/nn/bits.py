@@ -195,9 +195,16 @@ class DecidesBits(nn.Module):
 
     def _rules(self) -> torch.Tensor:
         """The rules that image_bits.bits_by_rule takes, int32 [L, 2], for the layers in the order they run."""
-        fixed = self._bits if self._bits != "auto" else None
-        rules = [(fixed, 0) if fixed is not None and conv.name in self._counted else conv.bit_rule for conv in self._quantized()]
+        rules = [self._rule(conv, self._bits) for conv in self._quantized()]
         return torch.tensor(rules, dtype=torch.int32, device="cpu")
+
+    def _rule(self, conv: AdaptiveConv2d, bits: str | int) -> tuple[int, int]:
+        return (bits, 0) if isinstance(bits, int) and conv.name in self._counted else conv.bit_rule
+
+    def fixed_bits(self, bits: str | int = "auto") -> dict[str, int]:
+        """The bits of the input codes of every integer convolution, by name, with this setting (`set_bits`), for an image that gets
+        neither more nor fewer bits."""
+        return {conv.name: min(max(self._rule(conv, bits)[0], MIN_BITS), MAX_BITS) for conv in self._quantized()}
 
     def _bit_table(self, x: torch.Tensor | None, learn: bool, offset: torch.Tensor | None = None) -> torch.Tensor:
         """The bits of the input codes of every integer convolution, int32 [L, N]. They are data on the device, for which nothing on

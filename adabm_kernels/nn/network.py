@@ -16,7 +16,7 @@ from ..config import ConvertConfig
 from ..exits import ExitParameters
 from ..graph import properties
 from ..graph.fold import folded, slopes
-from ..graph.fuse import FusedConv, fuse, residual_pairs
+from ..graph.fuse import FusedConv, Item, fuse, residual_pairs
 from ..graph.nodes import ColourShift, Conv, Node
 from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
@@ -117,6 +117,17 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
         self._programs: list[Program] = []
         self._compiled_for: tuple[bool, ...] = ()
         self.set_backend("auto")
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The network in the order in which it is computed: integer convolutions with what one kernel computes together with them,
+        and the nodes that stay in floats."""
+        return self._items
+
+    @property
+    def stream(self) -> frozenset[str]:
+        """The names of the features that pass the blocks by, which have 16 bits where `fraction` is not None."""
+        return self._stream
 
     # ---- convolutions
 

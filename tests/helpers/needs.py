@@ -7,6 +7,7 @@ machine for continuous integration cannot have are in the table too, with the re
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -110,6 +111,12 @@ NEEDS = {
         f"triton-{version}": Need(f"Triton {version}", partial(is_installed, version), "the kernels built by it", "make test")
         for version in BESIDE
     },
+    "onnxruntime": Need(
+        "ONNX Runtime",
+        lambda: importlib.util.find_spec("onnxruntime") is not None,
+        "that exported files run, and compute what the models compute",
+        "pip install -r requirements-test.txt",
+    ),
     # Things that a machine for continuous integration does not have
     "shared": Need(
         "../shared",

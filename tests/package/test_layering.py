@@ -24,7 +24,7 @@ FLOORS = [
     {"models", "upscaling"},
     {"checkpoint", "convert"},
     {"calibrate"},
-    {"calibration", "tuning"},
+    {"calibration", "tuning", "exporters"},
     {"nn"},
     {"ops", "simulate"},
     {"registry"},

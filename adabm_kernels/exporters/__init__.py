@@ -1,0 +1,1 @@
+"""Writes networks into files that other programs run."""
