@@ -23,6 +23,7 @@ keep_old_names()
 
 _HOMES = {"ConvertConfig": "config", "convert_model": "convert", "load": "checkpoint", "save": "checkpoint"}
 _HOMES |= {"read_network": "importers.reading"}
+_ROOMS = ("ray",)  # modules that are imported when they are asked for
 __all__ = [
     "ConvertConfig",
     "backends",
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
@@ -51,4 +54,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The names that can be used, for completion in an interpreter, which would otherwise miss the names that are loaded late."""
-    return [*__all__, "__version__"]
+    return [*__all__, *_ROOMS, "__version__"]

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
-from ..upscaling.sizes import MOST_SCALE, MOST_SIDE, Size, Steps
+from ..upscaling.sizes import MOST_SCALE, MOST_SIDE, Size, Steps, in_figures
 from . import arguments, video
 from .blocks import block_rows, percent
 from .common import BAD_INPUT, FAILED, CommandError, Progress, one_line, print_table, stage, to_json
@@ -23,7 +23,7 @@ from .comparison import compare
 from .loading import load_enlarger
 from .outputs import DEFAULT_SUFFIX, FORMATS, Plan, Planned, Rest, check_suffix, find_inputs, is_folder, plan_outputs
 from .pipes import open_target, piped, read_pipe, refuse_terminal, shown, to_stdout
-from .sizes import asked_size, in_figures, in_words
+from .sizes import asked_size, in_words
 from .streams import MATRICES, PIXEL_FORMATS
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict
         **in_figures(layout.width, layout.height, steps),
         **settings,
         "patches": len(outcome.patches),
-        **_costs(outcome),
+        **outcome.costs,
         "flat_pixels": outcome.flat_pixels,
         "warnings": outcome.warnings,
         "seconds": outcome.seconds,
@@ -261,11 +261,6 @@ def _first_pass(steps: Steps | None) -> str:
     return ", in the first pass" if steps is not None and steps.passes > 1 else ""
 
 
-def _costs(outcome: Outcome) -> dict[str, float | None]:
-    """The figures about bits and blocks of a picture; a figure that does not apply is None."""
-    return {name: getattr(outcome, name) for name in ("mean_bits", "computed_share", "bits_with_zeros")}
-
-
 def _over_pixels(images: list[dict[str, Any]], figure: str) -> float | None:
     """The mean of a figure over the pixels of all pictures that have this figure."""
     having = [image for image in images if image[figure] is not None]
@@ -297,11 +292,7 @@ def _many(
             name = f"'{outcome.task.name}': " if outcome.stage == "compute" else ""
             errors.append({"input": outcome.task.name, "error": one_line(f"{name}{_failure(outcome)}")})
             continue
-        layout, steps = outcome.made()
-        image: dict[str, Any] = {"input": outcome.task.name, "output": str(outcome.task.target)}
-        image |= in_figures(layout.width, layout.height, steps)
-        image |= _costs(outcome) | {"flat_pixels": outcome.flat_pixels, "seconds": outcome.seconds, "warnings": outcome.warnings}
-        images.append(image)
+        images.append({"input": outcome.task.name, "output": str(outcome.task.target), **outcome.figures()})
         _say(args, outcome)
     seconds = time.perf_counter() - start
     report = {**settings, "images": images, "failed": errors, "skipped": plan.skipped, "passed_over": earlier + unread}
