@@ -33,18 +33,18 @@ def require_ray() -> Any:
 
 
 @contextmanager
-def connected(address: str, quiet: bool = False) -> Iterator[None]:
+def connected(address: str) -> Iterator[None]:
     """A block in which this process is connected to a cluster.
 
     address: HOST:PORT or ray://HOST:PORT of a cluster; "auto" for the one that RAY_ADDRESS names or that runs on this machine;
-    "local" to start one on this machine, which ends with the block. Raises RuntimeError within half a minute where no cluster
-    answers, and where it runs another version of Ray or Python.
+    "local" to start one on this machine, which ends with the block. A process that is connected already stays so. Raises
+    RuntimeError as `check_address` does, and where the cluster runs another version of Ray or Python.
     """
     ray = require_ray()
-    if address == AUTO:
-        address = os.environ.get("RAY_ADDRESS") or AUTO
-    if address != LOCAL:
-        _check_answers(address)
+    if ray.is_initialized():
+        yield
+        return
+    address = check_address(address)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == LOCAL:
         options["include_dashboard"] = False
@@ -58,8 +58,13 @@ def connected(address: str, quiet: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-    """Raises RuntimeError where no cluster answers. Ray itself would try for two minutes, and then end the process."""
+def check_address(address: str) -> str:
+    """The address that "auto" stands for, or the address itself. Raises RuntimeError within half a minute where no cluster answers
+    there. Ray itself would try for two minutes, and then end the process."""
+    if address == AUTO:
+        address = os.environ.get("RAY_ADDRESS") or AUTO
+    if address == LOCAL:
+        return address
     if address != AUTO:
         host, _, port = address.removeprefix(_CLIENT).rpartition(":")
         if not host or not re.fullmatch(r"[0-9]{1,5}", port):
@@ -69,7 +74,7 @@ def _check_answers(address: str) -> None:
         except (OSError, OverflowError) as error:
             raise RuntimeError(_no_answer(address, getattr(error, "strerror", None) or str(error))) from error
     if address.startswith(_CLIENT):
-        return
+        return address
     asked = [] if address == AUTO else ["--address", address]
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check", *asked]
     try:
@@ -78,6 +83,7 @@ def _check_answers(address: str) -> None:
         raise RuntimeError(_no_answer(address, f"no answer of Ray within {_ANSWER_SECONDS} seconds")) from error
     if answer.returncode:
         raise RuntimeError(_no_answer(address, "nothing there answers as Ray does"))
+    return address
 
 
 def _no_answer(address: str, reason: str) -> str:

@@ -76,6 +76,12 @@ def key_column(schema: Any, pictures: PictureColumn, name: str | None) -> str:
     return found[0]
 
 
+def row_names(table: Any) -> list[str]:
+    """What messages call the rows of a table."""
+    key = next((key for key in _KEYS if key in table.schema.names), None)
+    return ["the picture"] * table.num_rows if key is None else [str(value) for value in table.column(key).to_pylist()]
+
+
 def key_path(value: Any) -> PurePosixPath:
     """The value of a key column as a relative path: of a path or URI what follows its root."""
     text = str(value).partition("://")[2] if "://" in str(value) else str(value)

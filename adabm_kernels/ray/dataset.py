@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -158,7 +159,7 @@ def upscale_dataset(
     if output is None:
         if not rows:
             raise ValueError(f"output must be given for the pictures of a folder, got None for '{os.fspath(dataset)}'")
-        return _rows(dataset, _pool(recipe, workers, batch, progress), column, format)
+        return _rows(dataset, make_pool(recipe, workers, batch, progress), column, format)
     from .worker import Places
 
     source = Store.of(".") if rows else Store.of(dataset, filesystem)
@@ -166,13 +167,13 @@ def upscale_dataset(
     start, summary = time.perf_counter(), Summary()
     reports: Iterable[dict[str, Any]]
     if rows:
-        reports = _row_files(dataset, _pool(recipe, workers, batch, progress), places, name)
+        reports = _row_files(dataset, make_pool(recipe, workers, batch, progress), places, name)
     else:
         planned = plan_files(places)
         summary.found = planned.found
         for unread, reason in planned.unread:
             summary.fail(unread, [reason])
-        reports = run_files(planned.tasks, _pool(recipe, workers, batch, progress), places) if planned.tasks else []
+        reports = run_files(planned.tasks, make_pool(recipe, workers, batch, progress), places) if planned.tasks else []
     for report in reports:
         summary.add(report)
     summary.seconds = time.perf_counter() - start
@@ -194,7 +195,7 @@ def check_model(network: Enlarger) -> int:
     if network.network.model.running_thresholds is not None:
         raise ValueError(
             "model must not have running thresholds, which follow the pictures that it sees, and each worker sees others: "
-            "model.set_running_thresholds(None)"
+            "model.set_running_thresholds(0) turns them off"
         )
     return network.network.scale
 
@@ -209,7 +210,7 @@ def _is_dataset(dataset: Any) -> bool:
     return True
 
 
-def _pool(recipe: Recipe, workers: int | None, batch: int | None, progress: bool) -> Pool:
+def make_pool(recipe: Recipe, workers: int | None, batch: int | None, progress: bool) -> Pool:
     """Workers for a recipe, after one of them has loaded the model. Raises RuntimeError where none can."""
     ray = require_ray()
     if not ray.is_initialized():
@@ -272,18 +273,20 @@ def _round(wanted: list[FileTask], pool: Pool, places: Places, size: int) -> Ite
     """Yields the reports of all tasks whose workers do not end before."""
     import ray.data
 
-    from .worker import FileWorker
+    from .actors import FileWorker
 
     batches = math.ceil(len(wanted) / size)
     strategy = ray.data.ActorPoolStrategy(size=min(pool.workers, batches), max_tasks_in_flight_per_actor=1 if size == 1 else 2)
-    with _settings(pool.progress):
+    with _settings(pool.progress), warnings.catch_warnings():
+        # Releases until 2.63 take the two last arguments, and say that later ones do not (pyproject.toml).
+        warnings.filterwarnings("ignore", ".*ray_remote_args.*")
         dataset = ray.data.from_items([asdict(task) for task in wanted], override_num_blocks=batches).map_batches(
             FileWorker,
-            batch_size=None,
+            batch_size=len(wanted) // batches if pool.cards else None,  # Ray asks for it with cards; every block has as many rows
             batch_format="pyarrow",
             fn_constructor_args=(pool.recipe, places),
             num_cpus=pool.cpus,
-            num_gpus=pool.cards,
+            num_gpus=pool.cards or None,
             compute=strategy,
             max_restarts=-1,
             # A task that Ray itself repeats would wait for its own actor, which may wait for a node that never comes again.
@@ -333,13 +336,13 @@ def _mapped(dataset: Dataset, worker: type, arguments: tuple, pool: Pool) -> Dat
         batch_format="pyarrow",
         fn_constructor_args=arguments,
         num_cpus=pool.cpus,
-        num_gpus=pool.cards,
+        num_gpus=pool.cards or None,
         compute=strategy,
     )
 
 
 def _rows(dataset: Dataset, pool: Pool, column: str | None, format: str | None) -> Dataset:
-    from .worker import RowWorker
+    from .actors import RowWorker
 
     pictures = picture_column(_first_rows(dataset), column)
     return _mapped(dataset, RowWorker, (pool.recipe, pictures, format), pool)
@@ -347,7 +350,7 @@ def _rows(dataset: Dataset, pool: Pool, column: str | None, format: str | None) 
 
 def _row_files(dataset: Dataset, pool: Pool, places: Places, name: str | None) -> Iterator[dict[str, Any]]:
     """Writes a file for each row. Yields the reports of the workers. Ray itself repeats what a worker has not ended."""
-    from .worker import RowFileWorker
+    from .actors import RowFileWorker
 
     schema = _first_rows(dataset)
     pictures = picture_column(schema, places.column)

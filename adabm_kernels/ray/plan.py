@@ -74,7 +74,8 @@ def tasks(
     """
     from ..upscaling.names import output_name
 
-    made, sources = [], {}
+    made: list[FileTask] = []
+    sources: dict[str, str] = {}
     for name in found.pictures:
         path = PurePosixPath(name or source.root)
         file, kind = output_name(path, format, added)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import re
 import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -60,6 +61,10 @@ class Store:
             files, root = _by_fsspec(text)
         return cls(files, root.rstrip("/"), text.rstrip("/"))
 
+    def called(self, shown: str) -> Store:
+        """The same folder under another name in messages."""
+        return replace(self, shown=shown)
+
     @property
     def local(self) -> bool:
         """Whether the folder is one of the machine's own file system, which may be shared with other machines."""
@@ -72,11 +77,11 @@ class Store:
 
     def path(self, name: str) -> str:
         """The path of a file of the folder in its file system."""
-        return f"{self.root}/{name}" if name else self.root
+        return posixpath.join(self.root, name) if name else self.root
 
     def uri(self, name: str) -> str:
         """How messages call a file of the folder."""
-        return f"{self.shown.rstrip('/')}/{name}" if name else self.shown
+        return posixpath.join(self.shown, name) if name else self.shown
 
     def names(self) -> list[str]:
         """The files of the folder and of the folders in it, relative to it and sorted. A place that is a file gives one empty name,

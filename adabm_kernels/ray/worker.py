@@ -1,9 +1,11 @@
-"""What runs on a worker: an actor that holds the model and upscales one batch after the other, as `adabm upscale` does."""
+"""What a worker does with what it is given: it upscales one batch after the other, each picture as `adabm upscale` does.
+
+Nothing here needs Ray, except columns of arrays, whose type is Ray's. The actors are in `actors.py`.
+"""
 
 from __future__ import annotations
 
 import io
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,7 @@ import numpy as np
 from ..images import EXTENSIONS
 from ..upscaling.batch import Outcome, Task, upscale_files
 from ..upscaling.names import output_name
-from .columns import PictureColumn, key_path, picture_column, with_results
+from .columns import PictureColumn, key_path, picture_column, row_names, with_results
 from .plan import PARQUET, FileTask
 from .recipe import Recipe
 from .stores import Store
@@ -32,7 +34,7 @@ class Upscaler:
     def __init__(self, recipe: Recipe):
         from ..images import MAX_PIXELS
 
-        self._options = {"max_pixels": recipe.max_pixels or MAX_PIXELS, "quality": recipe.quality}
+        self._options: dict[str, Any] = {"max_pixels": recipe.max_pixels or MAX_PIXELS, "quality": recipe.quality}
         self._options |= {"strict": recipe.strict, "metadata": recipe.metadata}
         self._for_each = recipe.for_each
         self.network = recipe.network()
@@ -90,22 +92,14 @@ class Places:
     column: str | None = None
 
 
-class FileWorker:
-    """An actor of Ray Data that takes tables of `FileTask` and gives one report, as JSON, for each."""
+class Files:
+    """Upscales picture files and row groups of Parquet files into files."""
 
-    def __init__(self, recipe: Any, places: Places):
-        import ray
+    def __init__(self, upscaler: Upscaler, places: Places):
+        self._upscaler, self._places = upscaler, places
 
-        self._places = places
-        self._upscaler = Upscaler(ray.get(recipe))
-
-    def __call__(self, table: Any) -> Any:
-        import pyarrow
-
-        reports = list(self._reports([FileTask(**row) for row in table.to_pylist()]))
-        return pyarrow.table({"report": pyarrow.array([json.dumps(report) for report in reports], pyarrow.string())})
-
-    def _reports(self, tasks: list[FileTask]) -> Iterator[dict[str, Any]]:
+    def reports(self, tasks: list[FileTask]) -> Iterator[dict[str, Any]]:
+        """One report for each task: its output, and the figures of a picture, "found" where the output was there, or an "error"."""
         places, wanted = self._places, []
         for task in tasks:
             report = {"task": task.target, "input": self._shown(task), "output": places.target.uri(task.target)}
@@ -139,7 +133,7 @@ class FileWorker:
             place: Path | BinaryIO = Path(target.path(task.target)) if target.local else io.BytesIO()
             jobs.append(Task(picture, place, task.format, report["input"]))
             reports[id(jobs[-1])] = task, report
-        uploads: list[tuple[Outcome, dict, Future]] = []
+        uploads: list[tuple[Outcome, dict[str, Any], Future]] = []
         for outcome in self._upscaler.files(jobs):
             task, report = reports[id(outcome.task)]
             if outcome.error is not None:
@@ -147,10 +141,11 @@ class FileWorker:
             elif target.local:
                 yield report | outcome.figures()
             else:
+                assert not isinstance(outcome.task.target, Path), "what a store gets is made in memory"
                 uploads.append((outcome, report, pool.submit(target.write, task.target, outcome.task.target)))
         for outcome, report, upload in uploads:
-            error = upload.exception()
-            yield report | (outcome.figures() if error is None else {"error": str(error)})
+            failure = upload.exception()
+            yield report | (outcome.figures() if failure is None else {"error": str(failure)})
 
     def _row_group(self, task: FileTask) -> dict[str, Any]:
         """Upscales a row group of a Parquet file into a file of its own, which appears whole. A row that fails stops no other."""
@@ -203,68 +198,49 @@ class RowTables:
             return
         jobs, numbers = [], {}
         with ThreadPoolExecutor(_TRANSFERS, "adabm transfer") as pool:
-            read = [pool.submit(self._encoded, column[i].as_py()) for i in range(table.num_rows)]
+            keys = row_names(table)
+            read = [pool.submit(self._encoded, column[i].as_py(), keys[i]) for i in range(table.num_rows)]
             for i, coming in enumerate(read):
                 try:
                     data, name = coming.result()
                 except (OSError, ValueError) as error:
-                    yield i, None, f"row cannot be read: {error}"
+                    yield i, None, str(error)
                     continue
                 _, format = output_name(Path(name), self._format, "")
                 jobs.append(Task(data, io.BytesIO(), format, name))
                 numbers[id(jobs[-1])] = i
         for outcome in self._upscaler.files(jobs):
-            target, error = outcome.task.target, outcome.error
+            target, failed = outcome.task.target, outcome.error is not None
             assert isinstance(target, io.BytesIO), "rows are made in memory"
-            yield numbers[id(outcome.task)], None if error else target.getvalue(), sentence(outcome) if error else None
+            yield numbers[id(outcome.task)], None if failed else target.getvalue(), sentence(outcome) if failed else None
 
-    def _encoded(self, value: Any) -> tuple[bytes, str]:
-        """The bytes of the picture that a row holds or names, and what messages call it."""
-        data, name = (value["bytes"], value.get("path") or "") if isinstance(value, dict) else (value, "")
-        if isinstance(data, str):
-            place = Store.of(data)
-            data, name = place.read(""), data
-        if data is None:
-            raise ValueError("it has no picture")
-        return data, name or "the picture"
+    def _encoded(self, value: Any, name: str) -> tuple[bytes, str]:
+        """The bytes of the picture that a row holds or names, and what messages call it, which is `name` where it does not say."""
+        if isinstance(value, dict):
+            value, name = value["bytes"], value.get("path") or name
+        if isinstance(value, str):
+            return Store.of(value).read(""), value
+        if value is None:
+            raise ValueError(f"cannot read '{name}': the row has no picture")
+        return value, name
 
     def _array(self, i: int, rows: Any) -> tuple[int, np.ndarray | None, str | None]:
         try:
             if rows is None:
-                raise ValueError("it has no picture")
+                raise ValueError("the row has no picture")
             return i, self._upscaler.array(np.asarray(rows)), None
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             return i, None, str(error) or "not enough memory"
 
 
-class RowWorker:
-    """An actor of Ray Data that gives rows with results in place of their pictures."""
+class RowFiles:
+    """Writes a picture file for each row, under the name that its key gives it."""
 
-    def __init__(self, recipe: Any, pictures: PictureColumn, format: str | None):
-        import ray
+    def __init__(self, tables: RowTables, places: Places, key: str):
+        self._tables, self._places, self._key = tables, places, key
 
-        self._tables = RowTables(Upscaler(ray.get(recipe)), pictures, format, "")
-
-    def __call__(self, table: Any) -> Any:
-        return self._tables.upscaled(table)[0]
-
-
-class RowFileWorker:
-    """An actor of Ray Data that writes a picture file for each row, under the name that its key gives it, and reports on it."""
-
-    def __init__(self, recipe: Any, places: Places, pictures: PictureColumn, key: str):
-        import ray
-
-        self._places, self._pictures, self._key = places, pictures, key
-        self._tables = RowTables(Upscaler(ray.get(recipe)), pictures, places.format, places.added)
-
-    def __call__(self, table: Any) -> Any:
-        import pyarrow
-
-        reports = [json.dumps(report) for report in self._reports(table)]
-        return pyarrow.table({"report": pyarrow.array(reports, pyarrow.string())})
-
-    def _reports(self, table: Any) -> Iterator[dict[str, Any]]:
+    def reports(self, table: Any) -> Iterator[dict[str, Any]]:
+        """One report for each row, as `Files.reports` gives them."""
         places, wanted, names = self._places, [], []
         for i, key in enumerate(table.column(self._key).to_pylist()):
             report = {"task": str(key), "input": str(key)}
@@ -279,11 +255,11 @@ class RowFileWorker:
                 continue
             wanted.append(i)
             names.append((report, name))
-        for i, result, error in self._tables.results(table.take(wanted)):
+        for i, result, failure in self._tables.results(table.take(wanted)):
             report, name = names[i]
-            if error is None:
-                error = self._written(name, result)
-            yield report | ({"output": places.target.uri(name)} if error is None else {"error": error})
+            if failure is None:
+                failure = self._written(name, result)
+            yield report | ({"output": places.target.uri(name)} if failure is None else {"error": failure})
 
     def _written(self, name: str, result: Any) -> str | None:
         """Writes a result. Returns the error, None where there is none."""
