@@ -36,15 +36,15 @@ def require_ray() -> Any:
 def connected(address: str) -> Iterator[None]:
     """A block in which this process is connected to a cluster.
 
-    address: HOST:PORT or ray://HOST:PORT of a cluster; "auto" for the one that RAY_ADDRESS names or that runs on this machine;
-    "local" to start one on this machine, which ends with the block. A process that is connected already stays so. Raises
-    RuntimeError as `check_address` does, and where the cluster runs another version of Ray or Python.
+    address: what `check_address` gives. A cluster that "local" starts ends with the block. A process that is connected already
+    stays so. Raises RuntimeError where the cluster cannot be joined: it runs another version of Ray or Python, for example.
     """
     ray = require_ray()
     if ray.is_initialized():
         yield
         return
-    address = check_address(address)
+    # Ray writes its notes for its own developers on stderr, such as one that actors of Ray Data have arguments.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == LOCAL:
         options["include_dashboard"] = False
@@ -59,8 +59,12 @@ def connected(address: str) -> Iterator[None]:
 
 
 def check_address(address: str) -> str:
-    """The address that "auto" stands for, or the address itself. Raises RuntimeError within half a minute where no cluster answers
-    there. Ray itself would try for two minutes, and then end the process."""
+    """The address of a cluster that answers: the given one, or that of RAY_ADDRESS for "auto".
+
+    address: HOST:PORT or ray://HOST:PORT of a cluster; "auto" for the one that RAY_ADDRESS names or that runs on this machine;
+    "local", which is not looked for, to start one on this machine. Raises RuntimeError within half a minute where none answers:
+    Ray itself would try for two minutes, and then end the process.
+    """
     if address == AUTO:
         address = os.environ.get("RAY_ADDRESS") or AUTO
     if address == LOCAL:

@@ -92,7 +92,10 @@ class Store:
             if self.files.get_file_info(self.root).type == pyarrow.fs.FileType.File:
                 return [""]
             found = self.files.get_file_info(pyarrow.fs.FileSelector(self.root, recursive=True, allow_not_found=True))
-            return sorted(info.path[len(self.root) :].lstrip("/") for info in found if info.type == pyarrow.fs.FileType.File)
+            # Some file systems begin their paths with a slash, and are asked for without it too.
+            begin = len(self.root.strip("/"))
+            paths = (info.path.strip("/") for info in found if info.type == pyarrow.fs.FileType.File)
+            return sorted(path[begin:].lstrip("/") for path in paths)
 
         return _again(listed, f"cannot list '{self.shown}'")
 

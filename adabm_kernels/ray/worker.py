@@ -184,23 +184,23 @@ class RowTables:
         """Returns two values: the table with results in place of pictures, and the errors with the numbers of their rows."""
         results: list[Any] = [None] * table.num_rows
         errors: list[str | None] = [None] * table.num_rows
-        for i, result, error in self.results(table):
+        for i, result, error in self.results(table, range(table.num_rows)):
             results[i], errors[i] = result, error
         extension = self._format or "png"
         made = with_results(table, self._pictures, results, errors, "png" if extension == "keep" else extension)
         return made, [(i, error) for i, error in enumerate(errors) if error is not None]
 
-    def results(self, table: Any) -> Iterator[tuple[int, bytes | np.ndarray | None, str | None]]:
-        """For each row its number, and its result or the error."""
+    def results(self, table: Any, wanted: Sequence[int]) -> Iterator[tuple[int, bytes | np.ndarray | None, str | None]]:
+        """For each of the wanted rows its number, and its result or the error."""
         column = table.column(self._pictures.name)
         if self._pictures.kind == "array":
-            yield from (self._array(i, column[i].as_py()) for i in range(table.num_rows))
+            yield from (self._array(i, column[i].as_py()) for i in wanted)
             return
         jobs, numbers = [], {}
         with ThreadPoolExecutor(_TRANSFERS, "adabm transfer") as pool:
             keys = row_names(table)
-            read = [pool.submit(self._encoded, column[i].as_py(), keys[i]) for i in range(table.num_rows)]
-            for i, coming in enumerate(read):
+            read = [(i, pool.submit(self._encoded, column[i].as_py(), keys[i])) for i in wanted]
+            for i, coming in read:
                 try:
                     data, name = coming.result()
                 except (OSError, ValueError) as error:
@@ -241,7 +241,7 @@ class RowFiles:
 
     def reports(self, table: Any) -> Iterator[dict[str, Any]]:
         """One report for each row, as `Files.reports` gives them."""
-        places, wanted, names = self._places, [], []
+        places, wanted = self._places, {}
         for i, key in enumerate(table.column(self._key).to_pylist()):
             report = {"task": str(key), "input": str(key)}
             try:
@@ -253,10 +253,9 @@ class RowFiles:
             except (OSError, ValueError) as error:
                 yield report | {"error": str(error)}
                 continue
-            wanted.append(i)
-            names.append((report, name))
-        for i, result, failure in self._tables.results(table.take(wanted)):
-            report, name = names[i]
+            wanted[i] = report, name
+        for i, result, failure in self._tables.results(table, list(wanted)):
+            report, name = wanted[i]
             if failure is None:
                 failure = self._written(name, result)
             yield report | ({"output": places.target.uri(name)} if failure is None else {"error": failure})

@@ -7,6 +7,7 @@ machine for continuous integration cannot have are in the table too, with the re
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -69,6 +70,13 @@ def _built(*isas: str) -> bool:
     return not native.why_missing("cpu") and all(native.isa_built_and_present(isa)[0] for isa in isas)
 
 
+def _ray() -> bool:
+    try:
+        return importlib.util.find_spec("ray.data") is not None and importlib.util.find_spec("pyarrow") is not None
+    except ModuleNotFoundError:
+        return False
+
+
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
 BUILD, APT = "pip install -e .", "apt-get install"
 
@@ -88,6 +96,7 @@ NEEDS = {
     "cuobjdump": Need("cuobjdump and nvdisasm", _cuda_tools, "what GPU kernels are made of", "NVIDIA's CUDA toolkit, or Triton"),
     "chromium": Need("chromium", _program("chromium"), "the report page in a browser", f"{APT} chromium"),
     "ffmpeg": Need("ffmpeg", _program("ffmpeg"), "frames as another program writes and reads them", f"{APT} ffmpeg"),
+    "ray": Need("Ray with Ray Data", _ray, "upscaling on a cluster", "pip install -r requirements-test.txt"),
     # Triton
     "triton": Need("Triton", lambda: not devices.why_no_triton(), "the Triton backend", "pip install -r requirements-test.txt"),
     **{
