@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
 from ..models import DEFAULT_MODEL
@@ -259,7 +259,9 @@ def run_files(wanted: list[FileTask], pool: Pool, places: Places) -> Iterator[di
     size = pool.batch or max(min(len(wanted) // (pool.workers * _FEWEST_BATCHES), _MOST_IN_BATCH), 1)
     left = {task.target: task for task in wanted}
     for turn in range(1 + _ROUNDS_ALONE):
-        for report in _round(list(left.values()), pool, places, 1 if turn else size):
+        # To look for one output takes a store two requests, and at first its list has just said what is there.
+        looking = replace(places, skips=places.skips and (turn > 0 or places.target.local))
+        for report in _round(list(left.values()), pool, looking, 1 if turn else size):
             if left.pop(report.pop("task"), None) is not None:
                 yield report
         if not left:

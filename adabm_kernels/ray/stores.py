@@ -24,7 +24,8 @@ _REFUSED = re.compile(
 )
 _ATTEMPTS = 4
 _PAUSE = 0.5  # seconds before the second attempt; each further pause is twice as long
-_COPIED = 16 << 20  # the bytes of a file that are handed to a store at a time
+_COPIED = 64 << 20  # the bytes of a file that are handed to a store at a time, which takes them in one request
+_DELAYED = "allow_delayed_open=true"  # an object of S3 that is written in one piece takes one request, and three without this
 _Result = TypeVar("_Result")
 
 
@@ -56,10 +57,10 @@ class Store:
         if not is_uri(text):
             return cls(pyarrow.fs.LocalFileSystem(), os.path.abspath(text), text)
         try:
-            files, root = pyarrow.fs.FileSystem.from_uri(text)
+            files, root = _by_pyarrow(text)
         except (pyarrow.ArrowInvalid, NotImplementedError):
             files, root = _by_fsspec(text)
-        return cls(files, root.rstrip("/"), text.rstrip("/"))
+        return cls(files, root.rstrip("/"), text.partition("?")[0].rstrip("/"))
 
     def called(self, shown: str) -> Store:
         """The same folder under another name in messages."""
@@ -155,6 +156,18 @@ def _of_fsspec(filesystem: Any) -> Any:
     import pyarrow.fs
 
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
+
+
+def _by_pyarrow(uri: str) -> tuple[Any, str]:
+    """The file system of pyarrow that a URI names, and the path in it."""
+    import pyarrow.fs
+
+    if uri.startswith("s3://") and _DELAYED not in uri:
+        try:
+            return pyarrow.fs.FileSystem.from_uri(f"{uri}{'&' if '?' in uri else '?'}{_DELAYED}")
+        except pyarrow.ArrowInvalid:  # releases before 18 do not know it
+            pass
+    return pyarrow.fs.FileSystem.from_uri(uri)
 
 
 def _by_fsspec(uri: str) -> tuple[Any, str]:

@@ -81,7 +81,8 @@ def sentence(outcome: Outcome) -> str:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a worker reads and writes. skips: whether outputs that are there are left as they are. added, format: as for
+    """Where a worker reads and writes. skips: whether outputs that are there are left as they are, and
+    workers look for them. added, format: as for
     `output_name`. column: the column of pictures in Parquet files; None for the likeliest."""
 
     source: Store
