@@ -7,13 +7,14 @@ left of ten that are killed.
     python benchmarks/cpu/ray_workers.py picture --folder PHOTOS
 
 `speed`: the same folder by `adabm upscale --threads 1`, by one worker with one thread, and by two, in turns, `--rounds` times. Each
-run is timed twice: as a whole, and from the moment when a tenth of the outputs is there until the last one appears, which leaves
-out the start of processes that a longer run has once, too. Needs a machine with nothing else to do and a core more than workers,
-since encoding and Ray itself take some of it besides. `kills`: a run of two workers, of which one is killed (SIGKILL) at random
-times, `--kills` times. `order`: CPU time of one batch of pictures of four sizes, as they come, by size, and by size and bits; it is
-what grouping brings. `picture`: CPU time and bytes of a picture of 512x512 pixels, by photographs of any size, as PNG and as JPEG,
-which docs/scale.md reckons with. Outputs are compared with those of the plain command, byte by byte, before any figure is printed.
-Prints medians; keeps all as JSON with `--out`. Needs `pip install -e ".[ray]"`.
+run is timed as a whole, and from the moment when a tenth of the outputs is there until the last one appears, which leaves out the
+start of processes that a longer run has once, too. For that part it is also said what all processes, Ray's own among them, had of
+processors, which other work on the machine changes least. The times need a machine with nothing else to do. `kills`: a run of two
+workers, of which one is killed (SIGKILL) at random moments, `--kills` times. `order`: CPU time of one batch of pictures of many
+sizes, as they come, by size, and by size and bits, which is what grouping brings. `picture`: CPU time and bytes of a picture of
+512x512 pixels, by photographs of any size, as PNG and as JPEG, which docs/scale.md reckons with. Outputs are compared with those of
+the plain command, byte by byte, before any figure is printed. Prints medians; keeps all as JSON with `--out`. Needs
+`pip install -e ".[ray]"`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -62,14 +65,48 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def processes_of_ray() -> list[int]:
+    """The processes of all Ray on this machine: workers, and what serves them."""
+    return [each for each, title in titles().items() if title.startswith(b"ray::") or b"/ray/" in title.split(b"\0")[0]]
+
+
+def titles() -> dict[int, bytes]:
+    """The command line of each process, or the title that it has given itself."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found[int(place.name)] = (place / "cmdline").read_bytes()
+    return found
+
+
+def processor_seconds(ids: Iterable[int]) -> float:
+    """The time that these processes have had on processors."""
+    ticks = 0
+    for each in ids:
+        with suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def timed_run(args: argparse.Namespace, folder: Path, out: Path, *options: str) -> dict[str, float]:
-    """Runs the command. Returns the seconds of all of it, and the seconds for a picture once a tenth of them is there."""
+    """Runs the command. Returns the seconds of all of it, and for each picture from the moment when a tenth of them is there until
+    the last one is: the seconds, and those on processors."""
     command = [sys.executable, "-m", "adabm_kernels", "upscale", str(folder), "-o", str(out), "-q", "--threads", "1"]
-    start = time.time()
-    subprocess.run([*command, "--format", args.format, "--model", args.model, *options], check=True)
+    start, samples = time.time(), []
+    process = subprocess.Popen([*command, "--format", args.format, "--model", args.model, *options])
+    while process.poll() is None:
+        there = len(list(out.glob("[0-9]*"))) if out.exists() else 0
+        samples.append((there, processor_seconds([process.pid, *(processes_of_ray() if options else [])])))
+        time.sleep(0.05)
+    assert process.returncode == 0, "the command did all"
+    whole = time.time() - start
     times = sorted(path.stat().st_mtime for path in out.iterdir())
     first = len(times) // 10
-    return {"whole": time.time() - start, "each": (times[-1] - times[first]) / (len(times) - 1 - first)}
+    begun = next(sample for sample in samples if sample[0] > first)
+    ended = next((sample for sample in samples if sample[0] == len(times)), samples[-1])
+    spent = (ended[1] - begun[1]) / (ended[0] - begun[0])
+    return {"whole": whole, "each": (times[-1] - times[first]) / (len(times) - 1 - first), "processor": spent}
 
 
 def connect(cpus: int) -> str:
@@ -92,11 +129,13 @@ def speed(args: argparse.Namespace, place: Path) -> dict[str, Any]:
             found[name].append(timed_run(args, place / "in", out, *options))
             made[name] = contents(out)
         assert all(each == made["plain"] for each in made.values()), "outputs equal those of the plain command"
-    middle = {name: {key: median(run[key] for run in runs) for key in ("whole", "each")} for name, runs in found.items()}
+    middle = {name: {key: median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()}
     for name, figures in middle.items():
-        print(f"{name:10} {figures['whole']:8.1f} s in all, {1000 * figures['each']:7.1f} ms a picture once it runs")
+        rates = f"{1000 * figures['each']:7.1f} ms a picture once it runs, {1000 * figures['processor']:7.1f} ms of processors"
+        print(f"{name:10} {figures['whole']:8.1f} s in all, {rates}")
     ratios = {
         "overhead of one worker": middle["1 worker"]["each"] / middle["plain"]["each"] - 1,
+        "overhead of one worker, on processors": middle["1 worker"]["processor"] / middle["plain"]["processor"] - 1,
         "two workers against one": middle["1 worker"]["each"] / middle["2 workers"]["each"],
         "overhead of one worker, in all": middle["1 worker"]["whole"] / middle["plain"]["whole"] - 1,
         "two workers against one, in all": middle["1 worker"]["whole"] / middle["2 workers"]["whole"],
@@ -108,15 +147,7 @@ def speed(args: argparse.Namespace, place: Path) -> dict[str, Any]:
 
 def workers_alive() -> list[int]:
     """The processes that hold a model, by the title that Ray gives them."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (place / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::") and b"FileWorker" in title:
-            found.append(int(place.name))
-    return found
+    return [each for each, title in titles().items() if title.startswith(b"ray::") and b"FileWorker" in title]
 
 
 def kills(args: argparse.Namespace, place: Path) -> dict[str, Any]:
@@ -125,12 +156,15 @@ def kills(args: argparse.Namespace, place: Path) -> dict[str, Any]:
     timed_run(args, place / "in", place / "plain")
     connect(2)
     generator, out, killed, ended = random.Random(args.seed), place / "out", [], threading.Event()
+    # The moments are spread over the run by the number of outputs, since a worker that begins makes none for seconds.
+    moments = sorted(generator.sample(range(1, args.pictures * 9 // 10), args.kills))
 
     def kill() -> None:
-        while len(killed) < args.kills and not ended.wait(generator.uniform(0, args.every)):
-            if (ids := workers_alive()) and out.exists():
+        while len(killed) < args.kills and not ended.wait(0.01):
+            there = len(list(out.glob("[0-9]*")))
+            if there >= moments[len(killed)] and (ids := workers_alive()):
                 os.kill(generator.choice(ids), signal.SIGKILL)
-                killed.append(len(list(out.glob("[0-9]*"))))
+                killed.append(there)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -220,7 +254,6 @@ def main() -> None:
     parser.add_argument("--model", default="edsr_x4_w4a4")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--every", type=float, default=10.0, help="at most so many seconds between kills (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT.parent / "shared" / "data" / "images" / "calib")
     parser.add_argument("--out", type=Path)
