@@ -256,12 +256,13 @@ def run_files(wanted: list[FileTask], pool: Pool, places: Places) -> Iterator[di
     found there, and is not computed again. The first time the batches are as before; after that each task has one of its own, so
     that the one which ends workers is found.
     """
-    size = pool.batch or max(min(len(wanted) // (pool.workers * _FEWEST_BATCHES), _MOST_IN_BATCH), 1)
+    many = 1 if any(task.group >= 0 for task in wanted) else _MOST_IN_BATCH  # a row group is many pictures itself
+    size = pool.batch or max(min(len(wanted) // (pool.workers * _FEWEST_BATCHES), many), 1)
     left = {task.target: task for task in wanted}
     for turn in range(1 + _ROUNDS_ALONE):
         # To look for one output takes a store two requests, and at first its list has just said what is there.
         looking = replace(places, skips=places.skips and (turn > 0 or places.target.local))
-        for report in _round(list(left.values()), pool, looking, 1 if turn else size):
+        for report in _round(list(left.values()), pool, looking, 1 if turn else size, 1 if turn else 2):
             if left.pop(report.pop("task"), None) is not None:
                 yield report
         if not left:
@@ -271,29 +272,31 @@ def run_files(wanted: list[FileTask], pool: Pool, places: Places) -> Iterator[di
         yield {"input": places.source.uri(task.source), "error": f"{words} (out of memory, or a fault of a library)"}
 
 
-def _round(wanted: list[FileTask], pool: Pool, places: Places, size: int) -> Iterator[dict[str, Any]]:
-    """Yields the reports of all tasks whose workers do not end before."""
+def _round(wanted: list[FileTask], pool: Pool, places: Places, size: int, ahead: int) -> Iterator[dict[str, Any]]:
+    """Yields the reports of all tasks whose workers do not end before. size: the tasks of a batch. ahead: how many batches a worker
+    is given at once."""
     import ray.data
 
     from .actors import FileWorker
 
     batches = math.ceil(len(wanted) / size)
-    strategy = ray.data.ActorPoolStrategy(size=min(pool.workers, batches), max_tasks_in_flight_per_actor=1 if size == 1 else 2)
-    with _settings(pool.progress), warnings.catch_warnings():
-        # Releases until 2.63 take the two last arguments, and say that later ones do not (pyproject.toml).
-        warnings.filterwarnings("ignore", ".*ray_remote_args.*")
-        dataset = ray.data.from_items([asdict(task) for task in wanted], override_num_blocks=batches).map_batches(
-            FileWorker,
-            batch_size=len(wanted) // batches if pool.cards else None,  # Ray asks for it with cards; every block has as many rows
-            batch_format="pyarrow",
-            fn_constructor_args=(pool.recipe, places),
-            num_cpus=pool.cpus,
-            num_gpus=pool.cards or None,
-            compute=strategy,
-            max_restarts=-1,
-            # A task that Ray itself repeats would wait for its own actor, which may wait for a node that never comes again.
-            max_task_retries=0,
-        )
+    strategy = ray.data.ActorPoolStrategy(size=min(pool.workers, batches), max_tasks_in_flight_per_actor=ahead)
+    with _settings(pool.progress):
+        with warnings.catch_warnings():
+            # Releases until 2.63 take the two last arguments, and say that later ones do not (pyproject.toml).
+            warnings.filterwarnings("ignore", ".*ray_remote_args.*")
+            dataset = ray.data.from_items([asdict(task) for task in wanted], override_num_blocks=batches).map_batches(
+                FileWorker,
+                batch_size=len(wanted) // batches if pool.cards else None,  # Ray asks for it with cards
+                batch_format="pyarrow",
+                fn_constructor_args=(pool.recipe, places),
+                num_cpus=pool.cpus,
+                num_gpus=pool.cards or None,
+                compute=strategy,
+                max_restarts=-1,
+                # A task that Ray itself repeats would wait for its own actor, which may wait for a node that never comes again.
+                max_task_retries=0,
+            )
         for row in dataset.iter_rows():
             yield json.loads(row["report"])
 

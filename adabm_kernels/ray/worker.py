@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .recipe import Recipe
 from .stores import Store
 
 _TRANSFERS = 8  # how many files are read from a store, or written into one, at once
+_WAITING = 4  # the most outputs that are held in memory until a store has taken them
 _ROWS = 8  # the rows of a Parquet file that are held at a time
 
 
@@ -71,9 +73,16 @@ def sentence(outcome: Outcome) -> str:
     """The error of a picture as one sentence that names it."""
     error = outcome.error
     assert error is not None, "it failed"
+    words = in_words(error)
+    return words if outcome.task.name in words else f"'{outcome.task.name}': {words}"
+
+
+def in_words(error: BaseException) -> str:
+    """An error as a user can read it."""
+    if isinstance(error, MemoryError) and not str(error):
+        return "not enough memory"
     known = isinstance(error, ValueError | OSError | RuntimeError | MemoryError)
-    words = str(error) or "not enough memory" if known else f"unexpected {type(error).__name__}: {error}"
-    return f"'{outcome.task.name}': {words}" if outcome.stage == "compute" or not known else words
+    return str(error) if known else f"unexpected {type(error).__name__}: {error}"
 
 
 # ---- files to files
@@ -81,9 +90,8 @@ def sentence(outcome: Outcome) -> str:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a worker reads and writes. skips: whether outputs that are there are left as they are, and
-    workers look for them. added, format: as for
-    `output_name`. column: the column of pictures in Parquet files; None for the likeliest."""
+    """Where a worker reads and writes. skips: whether outputs that are there are left as they are, for which workers look.
+    added, format: as for `output_name`. column: the column of pictures in Parquet files; None for the likeliest."""
 
     source: Store
     target: Store
@@ -112,8 +120,8 @@ class Files:
                     yield report | self._row_group(task)
                 else:
                     wanted.append((task, report))
-            except (OSError, ValueError) as error:
-                yield report | {"error": str(error)}
+            except Exception as error:  # a task that raised would be lost as if its worker had ended
+                yield report | {"error": in_words(error)}
         with ThreadPoolExecutor(_TRANSFERS, "adabm transfer") as pool:
             yield from self._pictures(wanted, pool)
 
@@ -134,7 +142,7 @@ class Files:
             place: Path | BinaryIO = Path(target.path(task.target)) if target.local else io.BytesIO()
             jobs.append(Task(picture, place, task.format, report["input"]))
             reports[id(jobs[-1])] = task, report
-        uploads: list[tuple[Outcome, dict[str, Any], Future]] = []
+        uploads: deque[tuple[Outcome, dict[str, Any], Future]] = deque()
         for outcome in self._upscaler.files(jobs):
             task, report = reports[id(outcome.task)]
             if outcome.error is not None:
@@ -144,9 +152,17 @@ class Files:
             else:
                 assert not isinstance(outcome.task.target, Path), "what a store gets is made in memory"
                 uploads.append((outcome, report, pool.submit(target.write, task.target, outcome.task.target)))
-        for outcome, report, upload in uploads:
-            failure = upload.exception()
-            yield report | (outcome.figures() if failure is None else {"error": str(failure)})
+            while len(uploads) > _WAITING:
+                yield self._uploaded(*uploads.popleft())
+        while uploads:
+            yield self._uploaded(*uploads.popleft())
+
+    @staticmethod
+    def _uploaded(outcome: Outcome, report: dict[str, Any], upload: Future) -> dict[str, Any]:
+        failure = upload.exception()
+        assert isinstance(outcome.task.target, io.BytesIO), "what a store gets is made in memory"
+        outcome.task.target.close()  # which frees it
+        return report | (outcome.figures() if failure is None else {"error": in_words(failure)})
 
     def _row_group(self, task: FileTask) -> dict[str, Any]:
         """Upscales a row group of a Parquet file into a file of its own, which appears whole. A row that fails stops no other."""
@@ -213,7 +229,9 @@ class RowTables:
         for outcome in self._upscaler.files(jobs):
             target, failed = outcome.task.target, outcome.error is not None
             assert isinstance(target, io.BytesIO), "rows are made in memory"
-            yield numbers[id(outcome.task)], None if failed else target.getvalue(), sentence(outcome) if failed else None
+            made = None if failed else target.getvalue()
+            target.close()
+            yield numbers[id(outcome.task)], made, sentence(outcome) if failed else None
 
     def _encoded(self, value: Any, name: str) -> tuple[bytes, str]:
         """The bytes of the picture that a row holds or names, and what messages call it, which is `name` where it does not say."""
@@ -230,8 +248,8 @@ class RowTables:
             if rows is None:
                 raise ValueError("the row has no picture")
             return i, self._upscaler.array(np.asarray(rows)), None
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            return i, None, str(error) or "not enough memory"
+        except Exception as error:
+            return i, None, in_words(error)
 
 
 class RowFiles:
@@ -265,8 +283,8 @@ class RowFiles:
         """Writes a result. Returns the error, None where there is none."""
         try:
             self._places.target.write(name, result if isinstance(result, bytes) else _encoded(result, name))
-        except (OSError, ValueError) as error:
-            return str(error)
+        except Exception as error:
+            return in_words(error)
         return None
 
 

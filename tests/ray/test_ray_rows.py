@@ -331,3 +331,27 @@ def test_commands_that_cannot_be(adabm, empty_folder, argv, words) -> None:
     (empty_folder / "in" / "a.png").write_bytes(encoded(picture(0)))
     status, _, err = adabm("upscale", *argv)
     assert status == 2 and words in err
+
+
+def test_a_picture_that_ends_its_workers_is_reported_and_the_rest_is_done(monkeypatch) -> None:
+    """Lost batches are given out again, then one task at a time, until only the task is left at which workers end."""
+    from adabm_kernels.ray import dataset
+
+    turns = []
+
+    def lossy(wanted, pool, places, size, ahead):
+        turns.append((len(wanted), size, places.skips))
+        for first in range(0, len(wanted), size):
+            batch = wanted[first : first + size]
+            if all(task.source != "7.png" for task in batch):
+                yield from ({"task": task.target, "input": task.source} for task in batch)
+
+    monkeypatch.setattr(dataset, "_round", lossy)
+    wanted = [FileTask(f"{i}.png", f"{i}_x4.png", "PNG") for i in range(16)]
+    files = memory_files()
+    where = places(Store.of("memory://in", files), Store.of("memory://out", files))
+    reports = list(dataset.run_files(wanted, dataset.Pool(None, 1, 0, 1, None, False), where))
+    assert turns == [(16, 4, False), (4, 1, True), (1, 1, True), (1, 1, True)]
+    assert sorted(report["input"] for report in reports if "error" not in report) == sorted(f"{i}.png" for i in range(16) if i != 7)
+    (failed,) = (report for report in reports if "error" in report)
+    assert failed["error"].startswith("'memory://in/7.png': each worker that began it ended, 4 times")
