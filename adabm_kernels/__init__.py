@@ -25,6 +25,7 @@ keep_old_names()
 _HOMES = {"ConvertConfig": "config", "convert_model": "convert", "save": "checkpoint"}
 _HOMES |= {"read_network": "importers.reading", "BitMap": "report.bitmap", "bit_map": "report.bitmap"}
 _HOMES |= {"Patch": "upscaling.picture"}
+_ROOMS = ("ray",)  # modules that are imported when they are asked for
 # The names that docs/python.md describes and keeps. tests/package/test_python_surface.py holds their signatures to that page.
 __all__ = [
     "BitMap",
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
@@ -59,4 +62,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The names that can be used, for completion in an interpreter, which would otherwise miss the names that are loaded late."""
-    return [*__all__, "__version__"]
+    return [*__all__, *_ROOMS, "__version__"]

@@ -18,6 +18,7 @@ BITS = ("auto", *map(str, range(2, 9)))
 DEPTHS = ("auto", "full")  # a depth may also be a number of blocks
 MAX_PIXELS = 178_956_970  # equals images.MAX_PIXELS; importing that module would load numpy
 _STANDARD_INPUT = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")  # other names of "-"
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WHOLE = re.compile(r"[0-9]{1,19}")  # at most as many digits as 64 bits hold
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
@@ -158,17 +159,27 @@ def add_json_file(parser: argparse.ArgumentParser) -> None:
 
 
 class Output(argparse.Action):
-    """Stores a path as `output`, and in `output_is_folder` whether it was written with a slash at its end, which a Path does not
-    keep."""
+    """Stores a path as `output`, or a URI as its text, and in `output_is_folder` whether it was written with a slash at its end,
+    which a Path does not keep."""
 
     def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, value: Any, option: str | None = None) -> None:
-        args.output = STDOUT if value in _STANDARD_OUTPUT else Path(value)
+        args.output = value if is_uri(value) else STDOUT if value in _STANDARD_OUTPUT else Path(value)
         args.output_is_folder = value.endswith(("/", os.sep)) and args.output != STDOUT
 
 
 def input_path(text: str) -> Path:
     """The type of a path that is read. It is `STDOUT`, "-", for every name of standard input."""
     return STDOUT if text in _STANDARD_INPUT else path(text)
+
+
+def place(text: str) -> Path | str:
+    """The type of a path that is read as `input_path` has it, or of a URI, which stays a text."""
+    return text if is_uri(text) else input_path(text)
+
+
+def is_uri(place: Any) -> bool:
+    """Tells whether a place is a URI such as s3://bucket/folder."""
+    return isinstance(place, str) and _URI.match(place) is not None
 
 
 def path(text: str) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import naming
+from ..upscaling.names import DEFAULT_SUFFIX, kept_extension, labelled, output_name
 from ..upscaling.sizes import Size, is_label
 from .common import STDOUT
 from .pipes import piped, shown
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ..images import PassedOver
 
 FORMATS = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "tif", "tiff", "bmp")
-DEFAULT_SUFFIX = "_x{scale}"
 _EXPANDS_PATTERNS = os.name == "nt"
 
 
@@ -147,7 +147,7 @@ def plan_outputs(args: argparse.Namespace, inputs: list[Input], size: Size, scal
             raise ValueError(f"OUT must not be another input, got '{planned.target}' for '{planned.source}'")
         if place in targets:
             first, second = targets[place], planned.source
-            keeps = args.format != "keep" and _kept(first) != _kept(second)
+            keeps = args.format != "keep" and kept_extension(first) != kept_extension(second)
             hint = " (--format keep tells them apart by their formats)" if keeps else ""
             raise ValueError(
                 f"OUT must be another file for every picture, got '{planned.target}' for '{first}' and '{second}'{hint}"
@@ -233,14 +233,6 @@ def check_suffix(suffix: str, size: Size) -> None:
         raise ValueError(f"--suffix must not hold '{{scale}}' with --width, --height or --fit, which give none, got '{suffix}'")
 
 
-def _kept(path: Path) -> str:
-    """The suffix that an output has under --format keep, without its dot."""
-    from ..images import EXTENSIONS
-
-    suffix = path.suffix.lower()
-    return suffix[1:] if suffix in EXTENSIONS else "png"
-
-
 def _planned(args: argparse.Namespace, item: Input, many: bool, size: Size, scale: int) -> Planned:
     from ..images import EXTENSIONS
 
@@ -259,8 +251,5 @@ def _planned(args: argparse.Namespace, item: Input, many: bool, size: Size, scal
         root = item.root if item.root.name not in ("", "..") else item.root.resolve()
         base = root.with_name(f"{root.name}_{size.label(scale)}") if output is None else output
         folder = base / path.relative_to(item.root).parent
-    extension = {None: "png", "keep": _kept(path)}.get(args.format, args.format)
-    usual = args.suffix == DEFAULT_SUFFIX
-    suffix = f"_{size.label(scale)}" if usual else args.suffix.replace("{scale}", size.times(scale) or "")
-    name = f"{path.stem}{suffix}.{extension}"
-    return Planned(path, folder / name, EXTENSIONS[f".{extension}"])
+    name, format = output_name(path, args.format, labelled(args.suffix, size, scale))
+    return Planned(path, folder / name, format)

@@ -1,9 +1,8 @@
-"""Sizes of outputs on the command line: the options that ask for them, and how summaries and --json describe them."""
+"""Sizes of outputs on the command line: the options that ask for them, and how summaries describe them."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from ..upscaling.sizes import Size, Steps
 
@@ -19,9 +18,3 @@ def in_words(width: int, height: int, steps: Steps) -> str:
     if steps.resized:
         words += ", resized from {}x{}".format(*steps.made) if steps.passes else ", resized without the network"
     return words + (f" ({steps.passes} passes)" if steps.passes > 1 else "")
-
-
-def in_figures(width: int, height: int, steps: Steps) -> dict[str, Any]:
-    """The sizes and passes that `in_words` tells, as figures for --json."""
-    sizes = {"input_size": [width, height], "output_size": list(steps.size), "network_size": list(steps.made)}
-    return sizes | {"passes": steps.passes}

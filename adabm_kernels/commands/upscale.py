@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 import warnings
@@ -11,20 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..files import check_target
-from ..upscaling.sizes import MOST_SCALE, MOST_SIDE, Size, Steps
-from . import arguments, video
+from ..upscaling.sizes import MOST_SCALE, MOST_SIDE, Size, Steps, in_figures
+from . import arguments, cluster, video
 from .blocks import block_rows, percent
-from .common import BAD_INPUT, FAILED, CommandError, Progress, one_line, print_table, stage, to_json
+from .common import BAD_INPUT, FAILED, CommandError, Progress, one_line, stage
 from .comparison import compare
 from .loading import load_enlarger
 from .outputs import DEFAULT_SUFFIX, FORMATS, Plan, Planned, Rest, check_suffix, find_inputs, is_folder, plan_outputs
 from .pipes import open_target, piped, read_pipe, refuse_terminal, shown, to_stdout
-from .sizes import asked_size, in_figures, in_words
+from .sizes import asked_size, in_words
 from .streams import MATRICES, PIXEL_FORMATS
+from .summary import Many, bits_in_words, first_pass, print_many, print_report, warn_unread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "inputs",
         metavar="IN",
-        type=arguments.input_path,
+        type=arguments.place,
         nargs="+",
-        help="pictures or folders of them; a pipe or '-' for standard input",
+        help="pictures or folders of them; a pipe or '-' for standard input; with --ray also a URI such as s3://bucket/folder",
     )
     add(
         "-o",
@@ -61,8 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--existing",
         choices=("replace", "skip", "refuse"),
-        default="replace",
-        help="what to do about outputs that exist; skip goes on with an interrupted folder (default: %(default)s)",
+        help="what to do about outputs that exist; skip goes on with an interrupted folder (default: replace, with --ray skip)",
     )
     arguments.add_model(parser, " or a converted model's file")
     arguments.add_windows(parser)
@@ -94,6 +92,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     frames.add_argument("--pix-fmt", choices=PIXEL_FORMATS, help="pixel format of raw frames (default: rgb24)")
     frames.add_argument("--matrix", choices=MATRICES, help="matrix of y4m colours (default: bt709 from 720 rows, else bt601)")
+    many = parser.add_argument_group("many machines (docs/scale.md)").add_argument
+    many(
+        "--ray",
+        metavar="ADDRESS",
+        type=arguments.named,
+        help="compute on this Ray cluster: HOST:PORT, 'auto' for the one of RAY_ADDRESS or of this machine, 'local' to start one "
+        "here; folders of a path must be shared by its nodes",
+    )
+    many(
+        "--workers",
+        metavar="N",
+        type=arguments.integer(1),
+        help="with --ray, how many workers; each takes --threads CPUs, 1 if they are not given, and a card with --device cuda "
+        "(default: as many as the nodes hold)",
+    )
     arguments.add_json_flag(parser)
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
@@ -106,8 +119,12 @@ def execute(args: argparse.Namespace) -> None:
         for option, value, kind in (("matrix", args.matrix, "y4m"), ("pix-fmt", args.pix_fmt, "raw")):
             if value is not None and not getattr(args, kind):
                 raise ValueError(f"--{option} goes with --{kind}, got '{value}' without")
+        _check_ray(args)
     if args.y4m or args.raw:
         video.execute(args)
+        return
+    if args.ray:
+        cluster.execute(args)
         return
     with stage(BAD_INPUT):
         inputs, rest = find_inputs(args)
@@ -137,12 +154,26 @@ def execute(args: argparse.Namespace) -> None:
                 task = replace(task, target=stack.enter_context(open_target(plan.pictures[0].target)))
             _one(args, task, network, settings, float_model)
     elif single:
-        _print(args, settings | {"input": shown(inputs[0].path), "skipped": True}, [("skipped", "the output exists")])
+        print_report(args, settings | {"input": shown(inputs[0].path), "skipped": True}, [("skipped", "the output exists")])
     else:
         _many(args, tasks, plan, rest, network, settings)
 
 
 # ---- input
+
+
+def _check_ray(args: argparse.Namespace) -> None:
+    """Raises ValueError where --ray is given with what it does not go with, or is missing for what needs it. Sets the default of
+    --existing."""
+    if args.existing is None:
+        args.existing = "skip" if args.ray else "replace"
+    if args.ray and (args.y4m or args.raw):
+        raise ValueError("--ray must be left out for the frames of a video")
+    if args.workers is not None and not args.ray:
+        raise ValueError(f"--workers goes with --ray, got {args.workers} without")
+    uris = [place for place in (*args.inputs, args.output) if arguments.is_uri(place)]
+    if uris and not args.ray:
+        raise ValueError(f"a URI must come with --ray (--ray local computes on this machine), got '{uris[0]}' without")
 
 
 def _check_options(args: argparse.Namespace, single: bool, size: Size) -> None:
@@ -193,7 +224,7 @@ def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict
         **in_figures(layout.width, layout.height, steps),
         **settings,
         "patches": len(outcome.patches),
-        **_costs(outcome),
+        **outcome.costs,
         "flat_pixels": outcome.flat_pixels,
         "warnings": outcome.warnings,
         "seconds": outcome.seconds,
@@ -202,7 +233,7 @@ def _one(args: argparse.Namespace, task: Task, network: Enlarger, settings: dict
     if float_model is not None:
         with stage(FAILED, _memory(layout)):
             report |= compare(network, float_model, *_read_again(task, args.max_pixels))
-    _print(args, report, _rows(report, steps))
+    print_report(args, report, _rows(report, steps))
 
 
 def _read_again(task: Task, max_pixels: int) -> tuple[np.ndarray, Layout]:
@@ -223,8 +254,8 @@ def _rows(report: dict[str, Any], steps: Steps) -> list[tuple[str, str]]:
         ("image", in_words(report["input_size"][0], report["input_size"][1], steps)),
         ("model", report["model"]),
         ("backend", report["backend"]),
-        ("mean bits", _bits(report["mean_bits"], report["bits"], steps)),
-        *block_rows(report["computed_share"], report["bits_with_zeros"], report["depth"], _first_pass(steps)),
+        ("mean bits", bits_in_words(report["mean_bits"], report["bits"], steps)),
+        *block_rows(report["computed_share"], report["bits_with_zeros"], report["depth"], first_pass(steps)),
         ("time", f"{report['seconds']:.3f} s ({runs})"),
     ]
     if report["patches"] > 1:
@@ -251,78 +282,29 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %"
 
 
-def _bits(mean: float | None, bits: str | int, steps: Steps | None = None) -> str:
-    if mean is None:
-        return "none, the network was not needed" if steps is not None and not steps.passes else "none, transparent everywhere"
-    return f"{mean:.2f}" + ("" if bits == "auto" else " (fixed)") + _first_pass(steps)
-
-
-def _first_pass(steps: Steps | None) -> str:
-    return ", in the first pass" if steps is not None and steps.passes > 1 else ""
-
-
-def _costs(outcome: Outcome) -> dict[str, float | None]:
-    """The figures about bits and blocks of a picture; a figure that does not apply is None."""
-    return {name: getattr(outcome, name) for name in ("mean_bits", "computed_share", "bits_with_zeros")}
-
-
-def _over_pixels(images: list[dict[str, Any]], figure: str) -> float | None:
-    """The mean of a figure over the pixels of all pictures that have this figure."""
-    having = [image for image in images if image[figure] is not None]
-    weights = [math.prod(image["input_size"]) for image in having]
-    return fmean((image[figure] for image in having), weights) if having else None
-
-
 # ---- many pictures
 
 
 def _many(
     args: argparse.Namespace, tasks: Iterator[Task], plan: Plan, rest: Rest, network: Enlarger, settings: dict[str, Any]
 ) -> None:
-    start, images = time.perf_counter(), []
-    errors = [{"input": str(planned.source), "error": one_line(str(error))} for planned, error in plan.failed]
-    earlier = [{"input": str(path), "reason": f"it is an output of '{origin}'"} for path, origin in plan.earlier]
-    unread = [{"input": str(passed.path), "reason": passed.reason} for passed in rest.passed_over]
-    if not args.quiet:
-        for item in unread:
-            print(f"adabm: warning: '{item['input']}' is passed over: {item['reason']}", file=sys.stderr)
-    if args.verbose:
-        for item in earlier:
-            print(f"{item['input']} is passed over: {item['reason']}", file=sys.stderr)
+    start, many = time.perf_counter(), Many(skipped=plan.skipped, others=rest.others)
+    many.errors = [{"input": str(planned.source), "error": one_line(str(error))} for planned, error in plan.failed]
+    many.passed_over = [{"input": str(path), "reason": f"it is an output of '{origin}'"} for path, origin in plan.earlier]
+    many.unread = [{"input": str(passed.path), "reason": passed.reason} for passed in rest.passed_over]
+    warn_unread(args, many)
     for outcome in _upscaled(args, tasks, network, len(plan.pictures)):
         if isinstance(outcome.error, BrokenPipeError | KeyboardInterrupt):
             raise outcome.error
         if outcome.error is not None:
             # An error about a file names the file. An error of computing does not.
             name = f"'{outcome.task.name}': " if outcome.stage == "compute" else ""
-            errors.append({"input": outcome.task.name, "error": one_line(f"{name}{_failure(outcome)}")})
+            many.errors.append({"input": outcome.task.name, "error": one_line(f"{name}{_failure(outcome)}")})
             continue
-        layout, steps = outcome.made()
-        image: dict[str, Any] = {"input": outcome.task.name, "output": str(outcome.task.target)}
-        image |= in_figures(layout.width, layout.height, steps)
-        image |= _costs(outcome) | {"flat_pixels": outcome.flat_pixels, "seconds": outcome.seconds, "warnings": outcome.warnings}
-        images.append(image)
+        many.images.append({"input": outcome.task.name, "output": str(outcome.task.target), **outcome.figures()})
         _say(args, outcome)
-    seconds = time.perf_counter() - start
-    report = {**settings, "images": images, "failed": errors, "skipped": plan.skipped, "passed_over": earlier + unread}
-    report |= {"other_files": rest.others, "seconds": seconds}
-    megapixels = sum(math.prod(image["input_size"]) for image in images) / 1e6
-    bits = [image["mean_bits"] for image in images if image["mean_bits"] is not None]
-    rows = [("images", f"{len(images)} done, {len(errors)} failed, {plan.skipped} skipped")]
-    what = [f"{len(earlier)} that are outputs of other inputs"] if earlier else []
-    what += [f"{len(unread)} that look like pictures and are not read"] if unread else []
-    rows += [("passed over", ", ".join(what))] if what else []
-    if rest.others:
-        rows += [("other files", str(rest.others))]
-    rows += [("model", settings["model"]), ("backend", settings["backend"])]
-    rows += [("mean bits", _bits(sum(bits) / len(bits), args.bits))] if bits else []
-    rows += block_rows(_over_pixels(images, "computed_share"), _over_pixels(images, "bits_with_zeros"), args.depth)
-    rows += [("time", f"{seconds:.3f} s, {megapixels / seconds:.3f} megapixels a second read")]
-    _print(args, report, rows)
-    for error in errors:
-        print(f"adabm: error: {error['error']}", file=sys.stderr)
-    if errors:
-        raise CommandError(f"{len(errors)} of {len(plan.pictures) + len(plan.failed)} pictures failed", FAILED)
+    many.seconds = time.perf_counter() - start
+    print_many(args, many, settings, len(plan.pictures) + len(plan.failed))
 
 
 # ---- one picture and many
@@ -382,18 +364,10 @@ def _say(args: argparse.Namespace, outcome: Outcome) -> None:
         if outcome.mean_bits is None:
             windows = "transparent everywhere" if steps.passes else "the network was not needed"
         else:
-            windows += f", mean bits {_bits(outcome.mean_bits, args.bits, steps)}"
+            windows += f", mean bits {bits_in_words(outcome.mean_bits, args.bits, steps)}"
         if outcome.computed_share is not None:
             windows += f", {percent(outcome.computed_share)} with blocks"
         if outcome.flat_pixels:
             windows += f", {_share(outcome.flat_pixels, layout.width * layout.height)} not computed"
         windows += f", {in_words(layout.width, layout.height, steps)}"
         print(f"{outcome.task.name} -> {target}: {windows}, {outcome.seconds:.3f} s", file=sys.stderr)
-
-
-def _print(args: argparse.Namespace, report: dict[str, Any], rows: list[tuple[str, str]]) -> None:
-    if args.json:
-        print(to_json(report))
-    elif not args.quiet:
-        # Where the picture goes to standard output, text goes to stderr.
-        print_table(rows, file=sys.stderr if to_stdout(args) else None)

@@ -18,12 +18,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..files import PartialFile, check_target, naming
+from ..upscaling.sizes import in_figures
 from .blocks import block_rows
 from .common import BAD_INPUT, FAILED, STDOUT, Progress, print_table, stage, to_json
 from .loading import load_enlarger
 from .outputs import DEFAULT_SUFFIX
 from .pipes import open_source, open_target, piped, refuse_terminal
-from .sizes import asked_size, in_figures, in_words
+from .sizes import asked_size, in_words
 from .streams import PIXEL_FORMATS, IncompleteStream, Stream, read_frames, read_y4m
 from .yuv import from_rgb, to_rgb
 

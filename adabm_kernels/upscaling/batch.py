@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ..images.writer import DEFAULT_QUALITY
 from .enlarge import Enlarger
 from .patchwise import Progress
 from .picture import Patch
-from .sizes import Steps
+from .sizes import Steps, in_figures
 
 _WAITING = 2  # the most pictures whose encoding may be unfinished
 
@@ -76,6 +76,17 @@ class Outcome:
     def flat_pixels(self) -> int:
         """The number of low-resolution pixels that the network did not compute (`Patch.flat`)."""
         return sum(patch.flat for patch in self.patches)
+
+    @property
+    def costs(self) -> dict[str, float | None]:
+        """The figures about bits and blocks; a figure that does not apply is None."""
+        return {"mean_bits": self.mean_bits, "computed_share": self.computed_share, "bits_with_zeros": self.bits_with_zeros}
+
+    def figures(self) -> dict[str, Any]:
+        """All figures of a picture that was computed, for reports about many pictures."""
+        layout, steps = self.made()
+        sizes = in_figures(layout.width, layout.height, steps)
+        return {**sizes, **self.costs, "flat_pixels": self.flat_pixels, "seconds": self.seconds, "warnings": self.warnings}
 
 
 def check_metadata(metadata: str) -> None:

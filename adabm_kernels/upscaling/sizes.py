@@ -109,6 +109,12 @@ class Size:
         return f"{float(self.scale):g}"
 
 
+def in_figures(width: int, height: int, steps: Steps) -> dict[str, Any]:
+    """The sizes and passes by which a picture of this size was upscaled, as figures for reports."""
+    sizes = {"input_size": [width, height], "output_size": list(steps.size), "network_size": list(steps.made)}
+    return sizes | {"passes": steps.passes}
+
+
 def is_label(word: str) -> bool:
     """Whether a word can be the label of a size."""
     return _LABEL.fullmatch(word) is not None

@@ -76,6 +76,13 @@ def _built(*isas: str) -> bool:
     return not native.why_missing("cpu") and all(native.isa_built_and_present(isa)[0] for isa in isas)
 
 
+def _ray() -> bool:
+    try:
+        return importlib.util.find_spec("ray.data") is not None and importlib.util.find_spec("pyarrow") is not None
+    except ModuleNotFoundError:
+        return False
+
+
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
 BUILD, APT = "pip install -e .", "apt-get install"
 
@@ -105,6 +112,7 @@ NEEDS = {
     "jupyter": Need(
         "nbclient and ipykernel", _packages("nbclient", "ipykernel"), "the notebook", "pip install -r requirements-test.txt"
     ),
+    "ray": Need("Ray with Ray Data", _ray, "upscaling on a cluster", "pip install -r requirements-test.txt"),
     # Triton
     "triton": Need("Triton", lambda: not devices.why_no_triton(), "the Triton backend", "pip install -r requirements-test.txt"),
     **{

@@ -19,7 +19,7 @@ FLOORS = [
     {"__init__", "__main__"},
     {"cli", "registration"},
     {"commands"},
-    {"evaluate", "report"},
+    {"evaluate", "report", "ray"},
     {"upscale"},
     {"models", "upscaling"},
     {"checkpoint", "convert"},
@@ -39,9 +39,9 @@ GROUND = FLOORS[-1]
 SHARED_GROUND = {"files", "graph", "regions"}
 # What these may import at module level of all that is installed: importing the package stays inert.
 LIGHT = {"__init__", "__main__", "cli", "commands", "models", "upscale", "native", "registry", "config", "files", "machine"}
-LIGHT |= {"registration", "upscaling.__init__", "upscaling.sizes"}
+LIGHT |= {"registration", "upscaling.__init__", "upscaling.names", "upscaling.sizes"}
 MOST_FLAT = 18  # modules that lie in no room, beside __init__ and __main__
-HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm", "onnx"}
+HEAVY = {"torch", "numpy", "PIL", "safetensors", "triton", "tqdm", "onnx", "ray", "pyarrow", "pandas"}
 
 
 @functools.cache
