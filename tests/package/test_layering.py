@@ -19,7 +19,7 @@ FLOORS = [
     {"__init__", "__main__"},
     {"cli", "registration"},
     {"commands"},
-    {"evaluate", "report"},
+    {"evaluate", "report", "serving"},
     {"upscale"},
     {"models", "upscaling"},
     {"checkpoint", "convert"},
