@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from types import FrameType
 from typing import Any
@@ -95,7 +96,9 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server((str(address[0]), int(address[1])), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise OSError(f"cannot listen on {_place(host, port)}: {error.strerror or error}") from error
+        # What `socket` adds to the system's words is the address once more. Errors of names have words of their own.
+        words = error.strerror if isinstance(error, socket.gaierror) or error.errno is None else os.strerror(error.errno)
+        raise OSError(f"cannot listen on {_place(host, port)}: {words}") from error
 
 
 def serve(app: FastAPI, service: Service, sock: socket.socket, what: str, loudness: str = "warning") -> None:

@@ -7,6 +7,7 @@ machine for continuous integration cannot have are in the table too, with the re
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -40,6 +41,10 @@ class Need:
 
 def _program(name: str) -> Callable[[], bool]:
     return lambda: shutil.which(name) is not None
+
+
+def _has_modules(*names: str) -> Callable[[], bool]:
+    return lambda: all(importlib.util.find_spec(name) is not None for name in names)
 
 
 def processor_has(*flags: str) -> bool:
@@ -88,6 +93,18 @@ NEEDS = {
     "cuobjdump": Need("cuobjdump and nvdisasm", _cuda_tools, "what GPU kernels are made of", "NVIDIA's CUDA toolkit, or Triton"),
     "chromium": Need("chromium", _program("chromium"), "the report page in a browser", f"{APT} chromium"),
     "ffmpeg": Need("ffmpeg", _program("ffmpeg"), "frames as another program writes and reads them", f"{APT} ffmpeg"),
+    "serve": Need(
+        "the packages of the extra [serve]",
+        _has_modules("fastapi", "fastapi_offline", "httpx2", "prometheus_client", "uvicorn"),
+        "the service over HTTP",
+        "pip install -r requirements-test.txt",
+    ),
+    "schemathesis": Need(
+        "schemathesis",
+        _has_modules("schemathesis"),
+        "requests that its description allows, and others",
+        "pip install -r requirements-test.txt",
+    ),
     # Triton
     "triton": Need("Triton", lambda: not devices.why_no_triton(), "the Triton backend", "pip install -r requirements-test.txt"),
     **{
