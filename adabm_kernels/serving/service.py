@@ -41,8 +41,8 @@ _SPOOL_BYTES = 8 << 20  # larger results wait in a temporary file until they are
 _MOST_ENCODERS = 4
 _START_BYTES = 32  # the number of first bytes of a file that tell its format
 _PACE = 0.2  # the weight of the latest picture in the mean time that one takes
-# The most low-resolution pixels of pictures of one size that are computed together. More gain nothing on a CPU, where the features
-# of a batch then leave its caches.
+# The most low-resolution pixels of pictures of one size that are computed together. On a CPU a pass of more hardly gains anything
+# (docs/service.md), and all of a batch wait for its last one.
 _BATCH_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 20}
 
 _log = logging.getLogger("adabm_kernels.serving")
