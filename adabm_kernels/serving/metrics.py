@@ -18,7 +18,7 @@ class Metrics:
         PlatformCollector(registry=registry)
         self.requests = Counter("adabm_requests", "Requests answered.", ["path", "status"], registry=registry)
         self.seconds = Histogram(
-            "adabm_request_seconds", "Time from a request's head to the end of its picture.", buckets=_SECONDS, registry=registry
+            "adabm_request_seconds", "Time from a picture's last byte to its result.", buckets=_SECONDS, registry=registry
         )
         self.waited = Histogram(
             "adabm_wait_seconds", "Time from a picture's last byte to its computing.", buckets=_SECONDS, registry=registry

@@ -99,6 +99,8 @@ def bind(host: str, port: int) -> socket.socket:
         # What `socket` adds to the system's words is the address once more. Errors of names have words of their own.
         words = error.strerror if isinstance(error, socket.gaierror) or error.errno is None else os.strerror(error.errno)
         raise OSError(f"cannot listen on {_place(host, port)}: {words}") from error
+    except ValueError as error:  # names that no resolver is asked for
+        raise OSError(f"cannot listen on {_place(host, port)}: it is no address") from error
 
 
 def serve(app: FastAPI, service: Service, sock: socket.socket, what: str, loudness: str = "warning") -> None:

@@ -24,6 +24,7 @@ from ..images.formats import EXTENSIONS, sniff
 from ..images.openers import TooManyPixels
 from ..machine import lacks_memory, usable_cores
 from ..upscaling.batch import mean_bits
+from ..upscaling.cutting import TooLittleMemory
 from ..upscaling.enlarge import Enlarger
 from ..upscaling.sizes import Size
 from .limits import Limits
@@ -150,7 +151,7 @@ class Service:
 
     def start(self) -> None:
         """Starts the threads, and returns when a first small picture was computed, so that the first client does not wait for what
-        is set up once."""
+        is set up once. Raises RuntimeError where it cannot be."""
         self._decoder = ThreadPoolExecutor(1, "adabm decode")
         encoders = min(usable_cores(), _MOST_ENCODERS)
         self._encoders = ThreadPoolExecutor(encoders, "adabm encode")
@@ -313,8 +314,9 @@ class Service:
 
     def _compute(self) -> None:
         try:
-            rows = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-            Enlarger(self.network).array(rows, Layout(32, 32, 3))
+            if self.network.model.running_thresholds is None:  # else it would change what the next picture gets
+                rows = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+                Enlarger(self.network).array(rows, Layout(32, 32, 3))
             self._ready = True
         except BaseException as error:  # noqa: BLE001 - it is raised again where the service is started
             self._failed = error
@@ -447,7 +449,7 @@ def _reading(rows: np.ndarray) -> Any:
 
 def _problem(job: Job, error: BaseException) -> Problem:
     """What a client is told about an error of its picture."""
-    if lacks_memory(error):
+    if lacks_memory(error) or isinstance(error, TooLittleMemory):
         return Problem(503, "there is not enough memory for the picture now", {"Retry-After": "5"})
     if isinstance(error, TooManyPixels):
         return Problem(413, str(error))

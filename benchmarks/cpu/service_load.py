@@ -119,7 +119,8 @@ def batches(model: str, rounds: int = 25) -> None:
 
 
 def plain_loop(pipe: Connection, model: str, threads: int) -> None:
-    """Upscales the whole mix as often as the pipe says, and sends the seconds it took and the digests of the results."""
+    """Upscales the whole mix as often as the pipe says. Sends the seconds that it took, those of the processor, and the digests of
+    the results."""
     import torch
 
     torch.set_num_threads(threads)
@@ -130,12 +131,12 @@ def plain_loop(pipe: Connection, model: str, threads: int) -> None:
     posts = mix()
     while cycles := pipe.recv():
         tasks = [Task(post.data, io.BytesIO(), FORMATS[post.target], post.name) for post in posts * cycles]
-        start = time.perf_counter()
+        start, before = time.perf_counter(), time.process_time()
         for outcome in upscale_files(tasks, network, max_pixels=1 << 22):
             assert outcome.error is None, outcome.error
-        seconds = time.perf_counter() - start
+        seconds, processor = time.perf_counter() - start, time.process_time() - before
         results = [task.target.getvalue() for task in tasks[: len(posts)] if isinstance(task.target, io.BytesIO)]
-        pipe.send((seconds, [hashlib.sha256(result).hexdigest() for result in results]))
+        pipe.send((seconds, processor, [hashlib.sha256(result).hexdigest() for result in results]))
 
 
 # ---- the service
@@ -195,6 +196,12 @@ def load(port: int, posts: Iterator[tuple[Post, str]], figures: Figures) -> floa
     return time.perf_counter() - start
 
 
+def processor_seconds(process: subprocess.Popen) -> float:
+    """The processor time that a process has taken (proc(5), utime and stime)."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident_bytes(process: subprocess.Popen) -> int:
     return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -235,19 +242,20 @@ def main() -> None:
     watcher = threading.Thread(target=watch, args=(process, curve, done))
     try:
         ours.send(1)
-        _, digests = ours.recv()
+        _, _, digests = ours.recv()
         ours.send(1)  # once more, warm
-        cycles = max(round(TURN_SECONDS / ours.recv()[0]), 1)
+        cycles = max(round(TURN_SECONDS / ours.recv()[0]), 2)
         wanted = list(zip(posts, digests, strict=True))
         load(port, iter(wanted), Figures())
         watcher.start()
         turns, under_load, before = [], 0.0, os.getloadavg()
         while under_load < 60 * args.minutes:
             ours.send(cycles)
-            looped = ours.recv()[0]
+            looped, loop_processor, _ = ours.recv()
+            processor = processor_seconds(process)
             served = load(port, iter(wanted * cycles), figures)
             under_load += served
-            turns.append((looped, served))
+            turns.append((looped, served, loop_processor, processor_seconds(process) - processor))
             print(f"{cycles * len(posts)} pictures: loop {looped:.1f} s, service {served:.1f} s, {looped / served:.3f}", flush=True)
         after = os.getloadavg()
         done.set()
@@ -260,7 +268,8 @@ def main() -> None:
         done.set()
         process.kill()
         plain.kill()
-    ratios = [looped / served for looped, served in turns]
+    ratios = [looped / served for looped, served, _, _ in turns]
+    processor_ratios = [own / loop for _, _, loop, own in turns]
     memory = [count for _, count in curve]
     tenth = max(len(memory) // 10, 1)
     everything = list(itertools.chain.from_iterable(figures.seconds.values()))
@@ -271,11 +280,15 @@ def main() -> None:
         "threads": args.threads,
         "clients": CLIENTS,
         "seconds_under_load": under_load,
-        "turns": [{"loop_seconds": looped, "service_seconds": served} for looped, served in turns],
+        "turns": [
+            dict(zip(("loop_seconds", "service_seconds", "loop_processor", "service_processor"), turn, strict=True))
+            for turn in turns
+        ],
         "pictures_a_turn": cycles * len(posts),
         "rate": {
             "service_pictures_per_second": len(turns) * cycles * len(posts) / under_load,
             "of_the_loop": {"median": median(ratios), "least": min(ratios), "most": max(ratios)},
+            "processor_time_of_the_loop": median(processor_ratios),
         },
         "statuses": dict(figures.statuses),
         "results_that_differ": figures.wrong,

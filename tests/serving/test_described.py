@@ -1,5 +1,5 @@
-"""The service is held to what it says of itself: requests drawn from its OpenAPI description, with pictures, with broken pictures and
-with anything at all as their bodies, and with what the description does not allow."""
+"""The service is held to what it says of itself: requests drawn from its OpenAPI description, with pictures, with broken pictures
+and with anything at all as their bodies, and with what the description does not allow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fake_model import FakeModel
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from needs import needs, why_missing
+from needs import needs
 from odd_pictures import SMOOTH, encode
 
 from adabm_kernels.serving import Limits, create_app

@@ -154,6 +154,7 @@ def test_what_is_no_http_is_refused(port: int, data: bytes) -> None:
         (("--max-body", "much"), 2, "argument --max-body: must be a size such as 1.5G or 800M, got 'much'"),
         (("--host", ""), 2, "argument --host: must be an address such as 127.0.0.1, got ''"),
         (("--model", "nowhere"), 2, "model must be a built-in model"),
+        (("--host", "a" * 100), 1, f"cannot listen on {'a' * 100}:8000: it is no address"),
         (("--host", "no.such.host.invalid"), 1, "cannot listen on no.such.host.invalid:8000: "),
     ],
 )

@@ -20,10 +20,12 @@ from fake_model import FakeModel
 from needs import needs
 from odd_pictures import GREY, SMOOTH, encode, png
 
-from adabm_kernels import upscale_file
+from adabm_kernels import machine, upscale_file
 from adabm_kernels.images.formats import EXTENSIONS
 from adabm_kernels.models import DEFAULT_MODEL, load_model
 from adabm_kernels.serving import Limits, create_app
+from adabm_kernels.upscale import prepare
+from adabm_kernels.upscaling.cutting import TooLittleMemory
 
 pytestmark = needs("serve")
 
@@ -52,9 +54,15 @@ class Gated(FakeModel):
 
 @contextmanager
 def served(model: Any, limits: Limits | None = None, **settings: Any) -> Iterator[Any]:
+    """A client of a service of its own, which it has as `service`."""
     from fastapi.testclient import TestClient
 
-    with TestClient(create_app(model, limits=limits, **settings), raise_server_exceptions=False) as client:
+    from adabm_kernels.serving.app import application
+    from adabm_kernels.serving.service import Service
+
+    service = Service(prepare(model, **settings).network, limits or Limits())
+    with TestClient(application(service), raise_server_exceptions=False) as client:
+        client.service = service
         yield client
 
 
@@ -136,8 +144,7 @@ def test_pictures_of_one_size_are_computed_together() -> None:
         eventually(lambda: figure(client, "adabm_wait_seconds_count") == 1)
         for rows in (*others[:2], SMOOTH, *others[2:]):
             waiting.append(clients.submit(client.post, "/upscale", content=encode(rows, "PNG"), headers=KIND))
-        eventually(lambda: figure(client, "adabm_pictures_under_way") == 6)
-        time.sleep(0.2)  # in which they are decoded
+        eventually(lambda: len(client.service._opened) == 5)
         model.counts.clear()
         model.gate.set()
         answers = [one.result() for one in waiting]
@@ -156,8 +163,7 @@ def test_one_that_fails_stops_no_other_of_its_batch() -> None:
         first = clients.submit(client.post, "/upscale", content=PICTURE, headers=KIND)
         eventually(lambda: figure(client, "adabm_wait_seconds_count") == 1)
         rest = [clients.submit(client.post, "/upscale", content=encode(rows, "PNG"), headers=KIND) for rows in (RGB, bad, RGB)]
-        eventually(lambda: figure(client, "adabm_pictures_under_way") == 4)
-        time.sleep(0.2)
+        eventually(lambda: len(client.service._opened) == 3)
         model.gate.set()
         assert [answer.result().status_code for answer in (first, *rest)] == [200, 200, 500, 200]
         said = rest[1].result().json()
@@ -271,18 +277,25 @@ def test_a_picture_that_takes_too_long_is_given_up_and_makes_room() -> None:
         assert client.post("/upscale", content=PICTURE, headers=KIND).status_code == 200
 
 
-def test_want_of_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory"), TooLittleMemory("max_memory must be")])
+def test_want_of_memory_is_said(error: Exception) -> None:
     model = Gated()
+
+    def fails(x: Any) -> bool:
+        raise error
+
     with served(model) as client:
-
-        def fails(x: Any) -> bool:
-            raise MemoryError
-
         model.fails = fails
         answer = client.post("/upscale", content=PICTURE, headers=KIND)
         assert answer.status_code == 503 and answer.json()["detail"] == "there is not enough memory for the picture now"
         model.fails = lambda x: False
         assert client.post("/upscale", content=PICTURE, headers=KIND).status_code == 200
+
+
+def test_a_picture_for_which_windows_cannot_be_small_enough_is_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(FakeModel(), max_memory=1 << 30) as client:
+        monkeypatch.setattr(machine, "resident_bytes", lambda: 1 << 31)
+        assert client.post("/upscale", content=PICTURE, headers=KIND).status_code == 503
 
 
 # ---- clients that are slow or go away
@@ -408,16 +421,11 @@ def test_a_client_that_does_not_take_its_result_makes_room_in_time() -> None:
 
 
 def test_stopping_finishes_what_was_accepted_and_refuses_the_rest() -> None:
-    from fastapi.testclient import TestClient
 
-    from adabm_kernels.serving.app import application
-    from adabm_kernels.serving.service import Service
-    from adabm_kernels.upscale import prepare
 
-    model = Gated()
-    service = Service(prepare(model).network, Limits())
-    before = threading.active_count()
-    with TestClient(application(service)) as client, ThreadPoolExecutor(3) as clients:
+    model, before = Gated(), threading.active_count()
+    with served(model) as client, ThreadPoolExecutor(3) as clients:
+        service = client.service
         assert client.get("/readyz").text == "ready\n"
         model.gate.clear()
         accepted = [clients.submit(client.post, "/upscale", content=PICTURE, headers=KIND) for _ in range(3)]
