@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ _DESCRIPTION = (
     "Upscales pictures with a super-resolution network in integers. The result is byte for byte the file that `adabm upscale` "
     "writes with the same settings."
 )
+_UNPRINTABLE = re.compile(r"[^ -~]")
 _JOB = "adabm.job"  # where a request's scope has its job
 _PATHS = ("/upscale", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/redoc", "/")
 
@@ -192,8 +194,8 @@ class _Picture(Response):
 
 
 def _header(text: str) -> str:
-    """The text as a header can hold it: one line of ASCII."""
-    return " ".join(text.encode("ascii", "backslashreplace").decode().split())
+    """The text as a header can hold it: one line of printable ASCII."""
+    return _UNPRINTABLE.sub("?", " ".join(text.split()))
 
 
 class _Ending:

@@ -36,7 +36,7 @@ def check_head(headers: Mapping[str, str], limits: Limits) -> None:
     if coding != "identity":
         raise Problem(415, f"Content-Encoding must be left out, got '{coding}'", {"Accept-Encoding": "identity"})
     length = headers.get("content-length", "0")
-    if length.isdigit() and int(length) > limits.max_body:
+    if length.isdecimal() and int(length) > limits.max_body:
         raise Problem(413, f"the body must have at most {limits.max_body} bytes (--max-body), got {length}")
 
 
