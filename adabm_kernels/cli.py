@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from .commands import bench, calibrate, completion, evaluate, export, info, models, report, tune, upscale
-from .commands.common import FAILED, CommandError, check_address_space, lacks_memory, one_line
-from .machine import version
+from .commands import bench, calibrate, completion, evaluate, export, info, models, report, serve, tune, upscale
+from .commands.common import FAILED, CommandError, check_address_space, one_line
+from .machine import lacks_memory, version
 from .models import did_you_mean
 
 _WITHOUT_TORCH = (completion.execute,)
@@ -30,6 +30,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 COMMANDS: dict[str, Any] = {
     "upscale": upscale,
+    "serve": serve,
     "report": report,
     "eval": evaluate,
     "calibrate": calibrate,

@@ -1,4 +1,5 @@
-"""Facts about this machine that a report or a measurement names: processor, cards, versions."""
+"""Facts about this machine that a report or a measurement names: processor, cards, versions. And whether an error means that its
+memory does not suffice."""
 
 from __future__ import annotations
 
@@ -8,6 +9,11 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+_WANT_OF_MEMORY = re.compile(
+    r"allocate memory|failed to map segment|cannot (create|allocate) [\w ]*mapping|can't start new thread|std::bad_alloc"
+    r"|out of memory"
+)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -74,6 +80,19 @@ def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0  # outside Linux there is no /proc
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Tells whether an error means that memory or address space does not suffice. Torch, libvips and threads report this as
+    RuntimeError, the loader of libraries as ImportError or OSError."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:  # an error may be its own cause
+        if isinstance(cause, MemoryError) or _WANT_OF_MEMORY.search(str(cause)):
+            return True
+        causes.append(cause)
+        cause = cause.__cause__
+    return False
 
 
 def cpu_name() -> str:

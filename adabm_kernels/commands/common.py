@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..files import check_target, write_file
+from ..machine import lacks_memory
 
 _BAR = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]"
 BAD_INPUT, FAILED = 2, 1  # exit statuses
@@ -27,10 +28,6 @@ _ARGUMENTS = re.compile(
 )
 
 
-_WANT_OF_MEMORY = re.compile(
-    r"allocate memory|failed to map segment|cannot (create|allocate) [\w ]*mapping|can't start new thread|std::bad_alloc"
-    r"|out of memory"
-)
 _TORCH_BYTES = 640 << 20  # the address space that torch for CPUs needs to be imported and to compute a little
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters except tab and line feed
 
@@ -83,19 +80,6 @@ def check_address_space() -> None:
         mmap.mmap(-1, _TORCH_BYTES).close()
     except OSError as error:
         raise MemoryError("not enough address space for torch") from error
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Tells whether an error means that memory or address space does not suffice. Torch, libvips and threads report this as
-    RuntimeError, the loader of libraries as ImportError or OSError."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:  # an error may be its own cause
-        if isinstance(cause, MemoryError) or _WANT_OF_MEMORY.search(str(cause)):
-            return True
-        causes.append(cause)
-        cause = cause.__cause__
-    return False
 
 
 def as_options(message: str) -> str:

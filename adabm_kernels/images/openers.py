@@ -84,11 +84,16 @@ def format_of(start: bytes) -> str:
     return format
 
 
+class TooManyPixels(ValueError):
+    """A picture has more pixels than max_pixels allows."""
+
+
 def _check_size(width: int, height: int, max_pixels: int | None) -> None:
     if width <= 0 or height <= 0:
         raise ValueError(f"it must have at least one pixel, its size is {width}x{height}")
     if max_pixels is not None and width * height > max_pixels:
-        raise ValueError(f"it has {width}x{height} = {width * height} pixels, more than the limit of {max_pixels} (--max-pixels)")
+        what = f"it has {width}x{height} = {width * height} pixels"
+        raise TooManyPixels(f"{what}, more than the limit of {max_pixels} (--max-pixels)")
 
 
 # ---- by rows

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..files import is_pipe
 from .formats import Layout
-from .openers import Findings, Opening, format_of, open_image, opened
+from .openers import Findings, Opening, TooManyPixels, format_of, open_image, opened
 from .vips import clear_errors, reason, vips
 
 MAX_PIXELS = 178_956_970  # 2^29 / 3, about where Pillow too refuses a picture as a decompression bomb
@@ -98,9 +98,9 @@ def open_picture(
 
     max_pixels: larger pictures are refused before they are decoded. name: what messages call the picture. strict: true to refuse
     damage that spoils no row; otherwise a warning tells of it when rows are read.
-    Raises OSError (FileNotFoundError, PermissionError, ...) when the file cannot be opened, and ValueError when it is empty,
-    damaged so that rows are missing, without pixels, too large, of another format, a camera's raw picture, or has pixels that are
-    not 8 or 16 bits of grey, RGB, CMYK or Lab.
+    Raises OSError (FileNotFoundError, PermissionError, ...) when the file cannot be opened; TooManyPixels, a ValueError, when it is
+    too large; and ValueError when it is empty, damaged so that rows are missing, without pixels, of another format, a camera's raw
+    picture, or has pixels that are not 8 or 16 bits of grey, RGB, CMYK or Lab.
     """
     name = name or (os.fspath(source) if not isinstance(source, bytes) else "the data")
     try:
@@ -118,7 +118,8 @@ def open_picture(
         if strict and findings.faults:
             raise ValueError(f"the file is damaged: {findings.faults[0]} (--strict)")
     except ValueError as error:
-        raise ValueError(f"cannot read '{name}': {error}") from error
+        kind = TooManyPixels if isinstance(error, TooManyPixels) else ValueError
+        raise kind(f"cannot read '{name}': {error}") from error
     return PictureReader(image, layout, format, name, findings)
 
 

@@ -23,6 +23,10 @@ JOINED_PIXELS = 1 << 20  # the most low-resolution pixels of windows that are co
 RESERVE = 64 << 20  # bytes that are left for the codecs
 
 
+class TooLittleMemory(ValueError):
+    """What the process may hold does not suffice for a picture."""
+
+
 @dataclass(frozen=True)
 class Beside:
     """The memory that other stages of the work on a picture hold beside its windows: `fixed` bytes, and `share` bytes for each byte
@@ -65,7 +69,7 @@ class Cutting:
         """The rows and the columns of the windows. layout: the layout of the picture, from which follows what max_memory allows;
         None does not apply max_memory.
 
-        Raises ValueError where max_memory does not allow the smallest tile.
+        Raises TooLittleMemory where max_memory does not allow the smallest tile.
         """
         if self.paper:
             found = patches(height), patches(width)
@@ -79,7 +83,7 @@ class Cutting:
                 found = self._cut(height, width, following)
         if self.max_memory is not None and (needed := self._too_much(found, layout)):
             window = "x".join(str(max(span.length for span in axis)) for axis in reversed(found))
-            raise ValueError(
+            raise TooLittleMemory(
                 f"max_memory must be at least {format_bytes(needed)} for {width}x{height} pixels in windows of {window}, "
                 f"got {format_bytes(self.max_memory)}"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,19 @@ class Enlarger:
         """The picture in its new size, [height, width, channels], of rows in memory, [H, W, channels]. options: see `picture`."""
         bands = list(self.picture(_reader(iter([rows]), layout), layout, **options))
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
+
+    def arrays(self, rows: Sequence[np.ndarray], layout: Layout, records: Sequence[list[Patch]]) -> list[np.ndarray]:
+        """The results of `array` for several pictures of one layout. A single pass of the network computes their windows together
+        (`Patchwise.pictures`). records: a list for each picture, to which the windows of its first pass are appended."""
+        steps, stages = self.steps(layout.width, layout.height), self._stages(layout)
+        if len(stages) != 1:
+            return [self.array(one, layout, record=record) for one, record in zip(rows, records, strict=True)]
+        network, each = stages[0]
+        made = network.pictures(rows, each, records)
+        if not steps.resized:
+            return made
+        like = replace(layout, width=steps.made[0], height=steps.made[1])
+        return [np.concatenate(list(self._resized(iter([one]), like, steps))) for one in made]
 
     def tensor(self, x: torch.Tensor, progress: Progress | None = None) -> torch.Tensor:
         """Images in their new size, float32 [N, 3, height, width], of x, float32 [N, 3, H, W] in 0..255. They are on the device of

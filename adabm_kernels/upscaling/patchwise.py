@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -23,7 +23,7 @@ from .blocks import Blocks
 from .cutting import SMALLEST_TILE, Beside, Cutting
 from .flat import patch_side, spread
 from .interpolation import find_smooth_pixels, interpolate, interpolate_results, keeps_colours
-from .picture import Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
+from .picture import Band, Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
 from .pixels import network_images, network_planes, write_pixels
 from .smooth import rules
 from .windows import Span
@@ -227,7 +227,7 @@ class Patchwise:
             held = np.concatenate([held, read(band.stop - top - len(held))])
             s = self.scale
             out = np.empty(((band.last - band.first) * s, layout.width * s, layout.channels), layout.dtype)
-            for finished in self._band(Rows(held, top), group, columns, picture, out):
+            for finished in self._band(Band(picture, Rows(held, top), group[0].first, out), group, columns):
                 done += finished
                 if progress is not None:
                     progress(done, len(rows) * len(columns), "upscaling")
@@ -245,40 +245,72 @@ class Patchwise:
         bands = list(self.picture(read, layout, **options))
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
-    def _band(self, held: Rows, group: list[Span], columns: list[Span], picture: Picture, out: np.ndarray) -> Iterator[int]:
-        """Computes the windows of the rows in `group` from their pixels into `out`, and yields how many were finished each time."""
+    def pictures(self, rows: Sequence[np.ndarray], layout: Layout, records: Sequence[list[Patch]]) -> list[np.ndarray]:
+        """The results of `array` for several pictures of one layout, [H, W, channels] each, whose windows are computed together.
+
+        records: a list for each picture, to which its windows are appended. Pictures that are computed in several bands are
+        computed one after the other.
+        """
+        spans, columns = self.windows(layout.height, layout.width, layout)
+        groups, joined = self.cutting.groups(spans, layout.width, layout)
+        if len(groups) > 1:
+            return [self.array(one, layout, record=record) for one, record in zip(rows, records, strict=True)]
+        s, windows, outputs = self.scale, [], []
+        for one, record in zip(rows, records, strict=True):
+            outputs.append(np.empty((layout.height * s, layout.width * s, layout.channels), layout.dtype))
+            picture = Picture(layout, self.interpolates, self._skip_radius(layout), joined, {}, record)
+            windows += self._cut_out(Band(picture, Rows(one, 0), 0, outputs[-1]), groups[0], columns)[0]
+        for _ in self._run([window for window in windows if window.needed is not None]):
+            pass
+        self._interpolate(windows)
+        return outputs
+
+    def _band(self, band: Band, group: list[Span], columns: list[Span]) -> Iterator[int]:
+        """Computes the windows of the rows in `group` into the band's output, and yields how many were finished each time."""
+        windows, finished = self._cut_out(band, group, columns)
+        if finished:
+            yield finished
+        yield from self._run([window for window in windows if window.needed is not None])
+        self._interpolate(windows)
+
+    def _cut_out(self, band: Band, group: list[Span], columns: list[Span]) -> tuple[list[Window], int]:
+        """Two values: the windows of the rows in `group`, joined and shrunk to what needs computing, and how many of them were
+        finished, because nothing of them is computed."""
+        picture, held, out = band.picture, band.held, band.out
         layout, s, finished = picture.layout, self.scale, 0
         windows: list[list[Window]] = []
         for row in group:
             windows.append([])
             for column in columns:
-                window = self._window(held, row, column, picture)
+                window = self._window(band, row, column)
                 if window is not None:
                     windows[-1].append(window)
                     continue
-                out[s * (row.first - group[0].first) : s * (row.last - group[0].first), s * column.first : s * column.last] = 0
+                out[s * (row.first - band.first) : s * (row.last - band.first), s * column.first : s * column.last] = 0
                 finished += 1
         together = joined_windows(windows, picture.joined)
         for window in together:
             window.shrink(picture)
             for place in window.flat if not picture.smooth else ():
                 patch = self._patch(held.pixel(place), window, picture)
-                spread(patch, part_of(out, place, group[0].first, s), place, layout.height, layout.width, picture.radius)
+                spread(patch, part_of(out, place, band.first, s), place, layout.height, layout.width, picture.radius)
             if window.needed is None:
                 finished += len(window.cells)
                 picture.add(self._patches(window, 0.0, None))
                 if window.varies:
-                    self._store(window, held, layout, part_of(out, window.kept, group[0].first, s))
-        if finished:
-            yield finished
-        for finished in self._run([window for window in together if window.needed is not None], held, group[0].first, picture, out):
-            yield finished
-        for window in together:
-            if not window.varies:
-                interpolate(window, held, layout, group[0].first, out, s, self.threads)
+                    self._store(window)
+        return together, finished
 
-    def _window(self, held: Rows, row: Span, column: Span, picture: Picture) -> Window | None:
+    def _interpolate(self, windows: list[Window]) -> None:
+        """Interpolates the smooth parts of computed windows whose alpha does not vary."""
+        for window in windows:
+            if not window.varies:
+                band = _band_of(window)
+                interpolate(window, band.held, band.picture.layout, band.first, band.out, self.scale, self.threads)
+
+    def _window(self, band: Band, row: Span, column: Span) -> Window | None:
         """The window of these rows and columns with the bits that it decides on; None where it is transparent everywhere."""
+        picture, held = band.picture, band.held
         layout = picture.layout
         opacity, varies = None, False
         if layout.alpha:
@@ -291,22 +323,25 @@ class Patchwise:
         offsets = [self._decide(torch.from_numpy(image)[None].to(self._device())) for image in seen]
         if not picture.smooth:
             needed = held.busy(kept, picture.radius) if picture.radius else kept
-            return Window(row, column, [kept], offsets, opacity, varies, needed)
+            return Window(row, column, [kept], offsets, opacity, varies, needed, band=band)
         smooth = find_smooth_pixels(held, row, column, layout, varies, self.rules)
         computed = [kept if found is None else found.computed() for found in smooth]
         # A varying alpha and its colours are computed together: both completely, unless neither needs it.
         needed = computed[0] if not varies or not any(computed) else kept
         parts = [[found] if found else [] for found in smooth]
-        return Window(row, column, [kept], offsets, opacity, varies, needed, parts[0], parts[1] if varies else [])
+        return Window(row, column, [kept], offsets, opacity, varies, needed, parts[0], parts[1] if varies else [], band=band)
 
-    def _run(self, windows: list[Window], held: Rows, first: int, picture: Picture, out: np.ndarray) -> Iterator[int]:
-        """Computes windows into `out`, whose first row is made of low-resolution row `first`, and yields how many were finished
-        each time."""
-        layout = picture.layout
+    def _run(self, windows: list[Window]) -> Iterator[int]:
+        """Computes windows of pictures of one layout into the outputs of their bands, and yields how many were finished each
+        time."""
+        if not windows:
+            return
+        layout = _band_of(windows[0]).picture.layout
         forward = self.forward_pixels if self._finishes(layout) else self.forward
         for batch in self._batches(windows):
             start, finished = time.perf_counter(), 0
-            images = [network_images(held.window(window.rows, window.columns), layout, window.varies)[i] for window, i in batch]
+            seen = [(_band_of(window).held.window(window.rows, window.columns), window.varies, i) for window, i in batch]
+            images = [network_images(pixels, layout, varies)[i] for pixels, varies, i in seen]
             x, origin = torch.from_numpy(np.stack(images)).to(self._device()), self._origin(batch[0][0])
             with self._lending_output():
                 y = (
@@ -318,10 +353,11 @@ class Patchwise:
             seconds = (time.perf_counter() - start) / len(batch)
             for at, ((window, i), result) in enumerate(zip(batch, y, strict=True)):
                 window.results[i] = result
+                picture = _band_of(window).picture
                 if i == 0 and picture.record is not None:
                     picture.add(self._patches(window, seconds, self._tile_depths(x, at, origin)))
                 if len(window.results) == len(window.offsets):
-                    self._store(window, held, layout, part_of(out, window.kept, first, self.scale))
+                    self._store(window)
                     finished += len(window.cells)
             for window, i in batch:
                 if i in window.results:  # the next batch may overwrite a result that is lent
@@ -398,17 +434,18 @@ class Patchwise:
             for cell, pixels in zip(window.cells, flat, strict=True)
         ]  # fmt: skip
 
-    def _store(self, window: Window, held: Rows, layout: Layout, target: np.ndarray) -> None:
-        """Rounds the part that a window keeps, writes it into its place `target`, and releases the window's results."""
-        s, rows, columns = self.scale, window.rows, window.columns
+    def _store(self, window: Window) -> None:
+        """Rounds the part that a window keeps, writes it into its place in the output, and releases the window's results."""
+        s, rows, columns, band = self.scale, window.rows, window.columns, _band_of(window)
+        layout = band.picture.layout
         if window.varies:
-            interpolate_results(window, held, layout, s, self.threads)
+            interpolate_results(window, band.held, layout, s, self.threads)
         results = [window.results[i] for i in range(len(window.offsets))]
         top, bottom = s * (rows.first - rows.start), s * (rows.last - rows.start)
         left, right = s * (columns.first - columns.start), s * (columns.last - columns.start)
         place = slice(top, bottom), slice(left, right)
         opacity = results[1][place] if window.varies else window.opacity
-        write_pixels(results[0][place], opacity, target, layout)
+        write_pixels(results[0][place], opacity, part_of(band.out, window.kept, band.first, s), layout)
         window.results.clear()
 
     # ---- what is smooth
@@ -439,9 +476,10 @@ class Patchwise:
             side = patch_side(picture.radius)
             pixels = np.broadcast_to(pixel, (side, side, len(pixel)))
             span = Span(0, side, 0, side)
-            patch = Window(span, span, [kept_by(span, span)], window.offsets, window.opacity, window.varies, None)
             out = np.empty((self.scale * side, self.scale * side, len(pixel)), pixel.dtype)
-            for _ in self._run([patch], Rows(pixels, 0), 0, replace(picture, record=None), out):
+            band = Band(replace(picture, record=None), Rows(pixels, 0), 0, out)
+            patch = Window(span, span, [kept_by(span, span)], window.offsets, window.opacity, window.varies, None, band=band)
+            for _ in self._run([patch]):
                 pass
             if len(picture.patches) == _PATCHES:
                 picture.patches.pop(next(iter(picture.patches)))
@@ -572,6 +610,12 @@ class FloatPatchwise(Patchwise):
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None, origin: tuple[int, int]) -> torch.Tensor:
         with torch.no_grad():
             return self.network(x)
+
+
+def _band_of(window: Window) -> Band:
+    """The band of a window of a picture."""
+    assert window.band is not None, "only windows of tensors have none"
+    return window.band
 
 
 def tile_grid(model: ConvertedModel) -> int:

@@ -91,6 +91,20 @@ class Picture:
             self.record.extend(patches)
 
 
+@dataclass(frozen=True)
+class Band:
+    """Rows of windows of a picture that are computed together.
+
+    held: the rows of the picture that the windows see. first: the first low-resolution row that they keep. out: their output,
+    [scale * rows, scale * W, channels], which is written.
+    """
+
+    picture: Picture
+    held: Rows
+    first: int
+    out: np.ndarray
+
+
 @dataclass
 class Window:
     """A window, or several windows that are computed as one.
@@ -101,7 +115,7 @@ class Window:
     rectangle of the kept part that holds all pixels to be computed, None where there are none. smooth: the parts whose colours are
     interpolated, and how far. alpha_smooth: the parts whose varying alpha is interpolated. flat: the parts that are not computed.
     results: the network's results by their place in `offsets`, as floats [scale*h, scale*w, 3], or uint8 where the network writes
-    the finished pixels.
+    the finished pixels. band: the band that it belongs to, None for a window of a tensor.
     """
 
     rows: Span
@@ -115,6 +129,7 @@ class Window:
     alpha_smooth: list[Smooth] = field(default_factory=list)
     flat: list[Rect] = field(default_factory=list)
     results: dict[int, np.ndarray] = field(default_factory=dict)
+    band: Band | None = None
 
     @property
     def kept(self) -> Rect:

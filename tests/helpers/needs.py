@@ -49,6 +49,10 @@ def _program(name: str) -> Callable[[], bool]:
     return lambda: shutil.which(name) is not None
 
 
+def _has_modules(*names: str) -> Callable[[], bool]:
+    return lambda: all(importlib.util.find_spec(name) is not None for name in names)
+
+
 def processor_has(*flags: str) -> bool:
     """Tells whether Linux lists these abilities of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -113,6 +117,18 @@ NEEDS = {
         "nbclient and ipykernel", _packages("nbclient", "ipykernel"), "the notebook", "pip install -r requirements-test.txt"
     ),
     "ray": Need("Ray with Ray Data", _ray, "upscaling on a cluster", "pip install -r requirements-test.txt"),
+    "serve": Need(
+        "the packages of the extra [serve]",
+        _has_modules("fastapi", "fastapi_offline", "httpx2", "prometheus_client", "uvicorn"),
+        "the service over HTTP",
+        "pip install -r requirements-test.txt",
+    ),
+    "schemathesis": Need(
+        "schemathesis",
+        _has_modules("schemathesis"),
+        "requests that its description allows, and others",
+        "pip install -r requirements-test.txt",
+    ),
     # Triton
     "triton": Need("Triton", lambda: not devices.why_no_triton(), "the Triton backend", "pip install -r requirements-test.txt"),
     **{

@@ -19,7 +19,7 @@ FLOORS = [
     {"__init__", "__main__"},
     {"cli", "registration"},
     {"commands"},
-    {"evaluate", "report", "ray"},
+    {"evaluate", "report", "ray", "serving"},
     {"upscale"},
     {"models", "upscaling"},
     {"checkpoint", "convert"},

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -22,7 +23,9 @@ from adabm_kernels.nn.layer_times import layer_times
 from adabm_kernels.upscale import upscale, upscale_file, upscale_many
 from adabm_kernels.upscaling import cutting, patchwise
 from adabm_kernels.upscaling.cutting import default_tile
+from adabm_kernels.upscaling.enlarge import Enlarger
 from adabm_kernels.upscaling.patchwise import Patchwise
+from adabm_kernels.upscaling.sizes import Size
 
 RNG = np.random.default_rng(5)
 SAMPLE = _ASSETS / "sample.png"
@@ -66,6 +69,36 @@ def test_full_halo_leaves_no_difference(model, size, tile, joined, monkeypatch):
     if not joined:
         assert not np.array_equal(upscale(rgb, model, bits=4, tile=tile, halo=0), upscale(rgb, model, bits=4, tile=0))
     model.set_bits("auto")
+
+
+@pytest.mark.parametrize("kind", ["colours", "grey", "alpha", "resized", "in bands"])
+@pytest.mark.parametrize("smooth", ["network", "interpolate"])
+def test_several_pictures_are_computed_together_as_each_alone(model, monkeypatch, kind, smooth):
+    """Those of the same bits in one pass; noise, a slope, one colour, and what is transparent everywhere among them."""
+    model.set_bits("auto")
+    rgb = [picture(40, 44), picture(40, 44, 1), picture(40, 44)[:, ::-1], np.full((40, 44, 3), 90, np.uint8), picture(40, 44)[::-1]]
+    if kind == "grey":
+        rgb = [rows[..., :1] for rows in rgb]
+    if kind == "alpha":
+        alpha = [picture(40, 44, 7)[..., :1], np.full((40, 44, 1), 255, np.uint8), np.zeros((40, 44, 1), np.uint8)]
+        rgb = [np.concatenate([rows, alpha[number % 3]], 2) for number, rows in enumerate(rgb)]
+    if kind == "in bands":
+        monkeypatch.setattr(cutting, "JOINED_PIXELS", 0)
+    network = Enlarger(
+        Patchwise(model, smooth=smooth, tile=16 if kind == "in bands" else None), Size(1.5) if kind == "resized" else None
+    )
+    layout = Layout(44, 40, rgb[0].shape[2])
+    alone, records = [], [[] for _ in rgb]
+    for rows in rgb:
+        alone.append([])
+        alone[-1].append(network.array(np.ascontiguousarray(rows), layout, record=alone[-1]))
+    passes = []
+    watch(monkeypatch, model, lambda x, offset: passes.append(len(x)))
+    together = network.arrays([np.ascontiguousarray(rows) for rows in rgb], layout, records)
+    for (*record, array), other, patches in zip(alone, together, records, strict=True):
+        assert np.array_equal(array, other)
+        assert [replace(patch, seconds=0) for patch in record] == [replace(patch, seconds=0) for patch in patches]
+    assert max(passes) >= (2 if kind != "in bands" else 1)
 
 
 @pytest.mark.parametrize("channels", [3, 4])
