@@ -60,9 +60,10 @@ class PictureWriter:
         self._rows = 0
         self._bands: list[np.ndarray] = []
         self._encoder: _Encoder | None = None
+        self._stack = ExitStack()
+        self._ending = threading.Lock()  # which the first call of `__exit__` takes for good
 
     def __enter__(self) -> PictureWriter:
-        self._stack = ExitStack()
         with ExitStack() as stack:
             if isinstance(self._path, str | os.PathLike):
                 stack.enter_context(naming(self._path))
@@ -86,6 +87,8 @@ class PictureWriter:
         self._encoder.put(rows)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._ending.acquire(blocking=False):  # An interruption may come just when another thread was asked to end it.
+            return
         with self._stack as stack:
             if kind is not None:
                 if self._encoder is not None:

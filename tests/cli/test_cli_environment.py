@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,51 @@ def test_little_address_space_is_want_of_memory(tmp_path: Path, picture: Path, m
     if done.returncode:
         assert done.returncode == 1 and b"not enough memory" in done.stderr, done.stderr
         assert names(tmp_path) == ["p.png"]
+
+
+def _lacking_threads(monkeypatch: pytest.MonkeyPatch, after: int) -> list[str | None]:
+    """From now on threads cannot be started once `after` were. Returns the list of the names of those that were asked for."""
+    asked: list[str | None] = []
+    start = threading.Thread.start
+
+    def lacking(thread: threading.Thread) -> None:
+        asked.append(thread.name)
+        if len(asked) > after:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", lacking)
+    return asked
+
+
+WITH_THREADS = {
+    "one picture": ["p.png", "-o", "out.png"],
+    "one picture in bands": ["p.png", "-o", "out.png", "--scale", "8", "--window", "16"],
+    "another size": ["p.png", "-o", "out.png", "--scale", "1.5"],
+    "a folder": ["in", "-o", "out"],
+    "frames": ["--raw", "4x3", "--pix-fmt", "rgb24", "in.raw", "-o", "out.raw"],
+}
+
+
+@pytest.mark.parametrize("work", WITH_THREADS)
+def test_a_thread_too_many_is_want_of_memory_and_leaves_nothing(empty_folder, picture, model, adabm, monkeypatch, work) -> None:
+    (empty_folder / "in").mkdir()
+    for name in ("1.png", "2.png"):
+        shutil.copy(picture, empty_folder / "in" / name)
+    (empty_folder / "in.raw").write_bytes(bytes(range(36)) * 3)
+    before, allowed = names(empty_folder), 0
+    while True:
+        with monkeypatch.context() as patch:
+            asked = _lacking_threads(patch, allowed)
+            status, _, err = adabm("upscale", *WITH_THREADS[work], "--threads", 1)
+        if len(asked) <= allowed:
+            assert status == 0, err
+            break
+        assert status == 1 and "not enough memory" in err and "unexpected" not in err, (asked, err)
+        assert not list(empty_folder.glob("**/.adabm*")) and not list(empty_folder.glob("out*/[!12]*")), asked
+        assert work == "a folder" or names(empty_folder) == before, asked
+        allowed += 1
+    assert allowed >= 2, asked
 
 
 # ---- writers that were killed
