@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
@@ -129,7 +130,10 @@ def test_a_thread_too_many_is_want_of_memory_and_leaves_nothing(empty_folder, pi
 
 _WRITER = """
 import sys, time
+from adabm_kernels import files
 from adabm_kernels.files import PartialFile
+if "named" in sys.argv:
+    files._nameless = lambda folder: None
 with PartialFile(sys.argv[1]) as partial:
     partial.file.write(b"half of it")
     partial.file.flush()
@@ -142,9 +146,8 @@ with PartialFile(sys.argv[1]) as partial:
 def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writers = [
-        subprocess.Popen([sys.executable, "-c", _WRITER, tmp_path / name], env=ENVIRONMENT, stdout=subprocess.PIPE) for name in "ab"
-    ]
+    command = [sys.executable, "-c", _WRITER]
+    writers = [subprocess.Popen([*command, tmp_path / name, "named"], env=ENVIRONMENT, stdout=subprocess.PIPE) for name in "ab"]
     try:
         assert all(writer.stdout is not None and writer.stdout.readline() == b"writing\n" for writer in writers)
         (tmp_path / ".adabm-notes.tmp").touch()
@@ -153,11 +156,12 @@ def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(
         writers[0].wait()
         assert len(names(tmp_path)) == 4
         monkeypatch.setattr(files, "_tidied", set())
+        monkeypatch.setattr(files, "_nameless", lambda folder: None)
         with PartialFile(tmp_path / "mine") as partial:
             partial.file.write(b"1")
             monkeypatch.setattr(files, "_tidied", set())
             write_file(tmp_path / "c", b"whole")
-            assert partial.partial.exists() and len(names(tmp_path)) == 5
+            assert partial.partial is not None and partial.partial.exists() and len(names(tmp_path)) == 5
         assert names(tmp_path)[-2:] == ["c", "mine"]
     finally:
         for writer in writers:
@@ -166,6 +170,42 @@ def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(
     monkeypatch.setattr(files, "_tidied", set())
     write_file(tmp_path / "d", b"whole")
     assert names(tmp_path) == [f".adabm-{'0' * 16}.tmp", ".adabm-notes.tmp", "c", "d", "mine"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no files without a name")
+def test_a_killed_writer_leaves_nothing(tmp_path: Path) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, tmp_path / "a"], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    try:
+        assert writer.stdout is not None and writer.stdout.readline() == b"writing\n"
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no files without a name")
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV, errno.ENOENT])
+def test_a_file_that_cannot_be_named_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_file(tmp_path / "a", b"first")
+    write_file(tmp_path / "a", b"whole")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_permissions_are_those_of_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
+    if named:
+        monkeypatch.setattr(files, "_nameless", lambda folder: None)
+    before = os.umask(0o027)
+    try:
+        write_file(tmp_path / "a", b"1")
+        (tmp_path / "b").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
 # ---- no network

@@ -111,7 +111,12 @@ class Load:
         twin = copy.deepcopy(self.models[name])
         adabm_kernels.save(twin, path)
         loaded, x = adabm_kernels.load(path), self.images(24)
-        assert same(self.models[name].state_dict(), loaded.state_dict()) and torch.equal(self.models[name](x), loaded(x)), name
+        assert same(self.models[name].state_dict(), loaded.state_dict()), f"{name} is saved otherwise"
+        want, got = self.models[name](x), loaded(x)
+        if not torch.equal(want, got):
+            again = [torch.equal(want, self.models[name](x)), torch.equal(got, loaded(x)), torch.equal(want, twin(x))]
+            torch.save((x, want, got), "/tmp/faults/bad.pt")
+            raise AssertionError(f"{name}: {again} {x.shape} {(want-got).abs().max()} {want.isnan().any()} {got.isnan().any()}")
 
     def conversion(self) -> None:
         """The same network converted twice."""
