@@ -7,15 +7,19 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 _DESCRIPTORS = ("/dev/fd", "/proc/self/fd")
 _PARTIAL = re.compile(r"\.adabm-[0-9a-f]{16}\.tmp")
+_OPEN_FILE = "/proc/self/fd/{}"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM)  # a file system that has no place, or fails, whatever is tried
 _MOST_DIGITS = 19  # the most digits of a whole number in JSON: more than 64 bits hold, and few enough for every function of numbers
 _tidied: set[Path] = set()
 
@@ -74,57 +78,113 @@ def utf8_name(path: str | os.PathLike) -> Iterator[str]:
 
 
 class PartialFile:
-    """A file under a temporary name beside `path`, which takes that name when the block ends without an exception.
+    """A file without a name, which becomes `path` when the block ends without an exception.
 
     `file` is the open binary file, for reading and writing. Only an existing regular file is replaced: OSError where `path` is
     something else. Where `path` is a symbolic link, the file that it points to is replaced, and the link stays. On any exception,
-    an interruption included, the temporary file is removed. The contents are on the disk before the name is.
+    an interruption included, nothing is left. The contents are on the disk before the name is.
 
-    The temporary file is locked while its writer lives. Where the file system knows locks, the next writer into the same folder
-    removes what a killed writer has left.
+    Where the system knows files without a name (Linux, on most file systems), nothing is left either where the process is killed.
+    Elsewhere the file has a temporary name beside `path`, and is locked while its writer lives. Where the file system knows locks,
+    the next writer into the same folder removes what a killed writer has left.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        self.partial: Path | None = None  # the temporary name, while there is one
 
     def __enter__(self) -> PartialFile:
         self.path = _replaced(self.path)
         _remove_abandoned(self.path.parent)
-        while True:
-            self.partial = self.path.with_name(f".adabm-{secrets.token_hex(8)}.tmp")
-            try:
-                # Mode "x" never follows or replaces another file, and gives the permissions that the user's umask asks for.
-                self.file = open(self.partial, "x+b")
-            except BaseException:
-                self.partial.unlink(missing_ok=True)
-                raise
-            if not _lock(self.file) or self.partial.exists():
-                return self
-            self.file.close()  # another process removed it as abandoned before it was locked
+        self.file = _nameless(self.path.parent) or self._named()
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if kind is None:
                 self.file.flush()
                 os.fsync(self.file.fileno())
-            self.file.close()
-            if kind is None:
+                if self.partial is None:
+                    self._link()
+                assert self.partial is not None
+                if os.name != "posix":
+                    self.file.close()  # Windows renames no open file. Elsewhere its lock is kept until it has its name.
                 os.replace(self.partial, self.path)
+                self.partial = None
         finally:
-            self.partial.unlink(missing_ok=True)
+            try:
+                with suppress(OSError) if kind is not None else nullcontext():  # what is thrown away need not fit the disk
+                    self.file.close()
+            finally:
+                if self.partial is not None:
+                    self.partial.unlink(missing_ok=True)
+
+    def _named(self) -> BinaryIO:
+        """A new file with a temporary name, locked."""
+        while True:
+            self.partial = self._temporary()
+            try:
+                # Mode "x" never follows or replaces another file, and gives the permissions that the user's umask asks for.
+                file = open(self.partial, "x+b")
+                if _lock(file) is not False and self.partial.exists():
+                    return file
+            except BaseException:
+                self.partial.unlink(missing_ok=True)
+                raise
+            file.close()  # another process took it for abandoned before it was locked, and removes it
+
+    def _link(self) -> None:
+        """Gives the file without a name a temporary one."""
+        _lock(self.file)
+        self.partial = self._temporary()
+        try:
+            # The descriptor of a folder has no effect on an absolute path. It makes Python follow the link to the open file.
+            os.link(_OPEN_FILE.format(self.file.fileno()), self.partial, src_dir_fd=self.file.fileno())
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            nameless = self.file  # the file system has files without a name and cannot give them one
+            self.file = self._named()
+            with nameless:
+                nameless.seek(0)
+                shutil.copyfileobj(nameless, self.file)
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+    def _temporary(self) -> Path:
+        return self.path.with_name(f".adabm-{secrets.token_hex(8)}.tmp")
 
 
-def _lock(file: BinaryIO) -> bool:
+def _nameless(folder: Path) -> BinaryIO | None:
+    """A new file in this folder without a name, for reading and writing. None where the system or the file system has no such
+    files, or offers no way to name them."""
+    if sys.platform != "linux":
+        return None
+    try:
+        # The permissions are those that the user's umask asks for.
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except OSError:  # which the caller meets again where it is not about files without a name
+        return None
+    file = open(descriptor, "w+b")
+    if os.path.exists(_OPEN_FILE.format(descriptor)):
+        return file
+    file.close()
+    return None
+
+
+def _lock(file: BinaryIO) -> bool | None:
     """Takes the lock by which other processes see that this file has a living writer. Returns False where another process has it,
-    and where there are no locks."""
+    and None where there are no locks."""
     if os.name != "posix":
-        return False
+        return None
     import fcntl
 
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

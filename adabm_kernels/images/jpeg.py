@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable
 
 from . import jpeg_scan
 
@@ -70,27 +69,17 @@ def _segment(kind: int, data: bytes) -> bytes:
 
 
 class Inserting:
-    """Takes a JPEG file piece by piece, and passes it on with segments inserted after its first marker.
+    """Takes a JPEG file piece by piece, and gives each back with segments inserted after the first marker of the file."""
 
-    A call with a piece returns how many bytes it took, or -1 where `write` failed; `error` is then the exception.
-    """
+    def __init__(self, segments: bytes):
+        self._segments = segments
+        self._held: bytes | None = b""  # what came before the marker was whole; None once the segments are inserted
 
-    def __init__(self, write: Callable[[bytes], int], segments: bytes):
-        self._write, self._segments = write, segments
-        self._held: bytes | None = b""
-        self.error: OSError | None = None
-
-    def __call__(self, piece: bytes) -> int:
-        try:
-            if self._held is None:
-                self._write(piece)
-            elif len(self._held) + len(piece) < len(_START):
-                self._held += piece
-            else:
-                whole = self._held + bytes(piece)
-                self._write(whole[: len(_START)] + self._segments + whole[len(_START) :])
-                self._held = None
-        except OSError as error:
-            self.error = error
-            return -1
-        return len(piece)
+    def __call__(self, piece: bytes) -> bytes:
+        if self._held is None:
+            return piece
+        self._held += piece
+        if len(self._held) < len(_START):
+            return b""
+        whole, self._held = self._held, None
+        return whole[: len(_START)] + self._segments + whole[len(_START) :]

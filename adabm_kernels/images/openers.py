@@ -3,6 +3,7 @@ damaged."""
 
 from __future__ import annotations
 
+import functools
 import io
 import mmap
 import os
@@ -20,6 +21,7 @@ from . import jpeg, png_chunks, tiff
 from .colour import Colour, fitting_profile, profile_kind
 from .formats import QUARTER_TURNS, READ, Layout, plausible, sniff, unread
 from .metadata import Metadata, metadata_of, orientation_of
+from .passing import StreamSource
 from .vips import clear_errors, reason, vips
 
 _MM_PER_INCH = 25.4
@@ -29,6 +31,7 @@ _LOADERS = {"PNG": "pngload", "JPEG": "jpegload", "WebP": "webpload", "TIFF": "t
 _UNLIMITED = ("PNG", "JPEG", "TIFF", "AVIF")  # the loaders of these formats have limits of their own, which are turned off
 _NO_ORIENTATION = ("AVIF", "GIF")  # AVIF turns a picture by itself, whatever its EXIF says
 _SAYS_DPI = ("JPEG", "TIFF")
+_PIECE_BYTES = 1 << 16  # of a file that passes through Python
 _BOXES_BYTES = 1 << 16  # the first bytes of an AVIF file, which describe its pixels
 _HEADER_BYTES = 1 << 12  # the most bytes of the header of a PNM, with its comments
 _J2K_SIZE = b"\xff\x4f\xff\x51"  # the bytes with which a code stream of JPEG 2000 begins
@@ -224,12 +227,14 @@ def _largest_index(source: str | os.PathLike | bytes, bits: int) -> int:
     only."""
     pyvips = vips()
     with opened(source) as file:
-        pixels = pyvips.SourceCustom()
-        pixels.on_read(png_chunks.as_grey(file))
+        pixels = StreamSource(iter(functools.partial(png_chunks.as_grey(file), _PIECE_BYTES), b""))
+        source_of_pixels = pixels.source()
         try:
-            image = pyvips.Image.pngload_source(pixels, access="sequential", fail_on="error", unlimited=True)
+            image = pyvips.Image.pngload_source(source_of_pixels, access="sequential", fail_on="error", unlimited=True)
             return round(image.extract_band(0).max() * ((1 << bits) - 1) / 255)
         except pyvips.Error:
+            if pixels.error is not None:
+                raise pixels.error from None
             return -1
         finally:
             clear_errors()

@@ -20,6 +20,7 @@ from ..files import PartialFile, check_target, naming
 from . import jpeg, tiff
 from .formats import DEEP, EXTENSIONS, MAX_SIDE, TRANSPARENT, WHOLE, Layout
 from .metadata import Metadata
+from .passing import FileTarget, StreamSource
 from .png import PngStream
 from .vips import clear_errors, reason, system_error, vips
 
@@ -60,9 +61,10 @@ class PictureWriter:
         self._rows = 0
         self._bands: list[np.ndarray] = []
         self._encoder: _Encoder | None = None
+        self._stack = ExitStack()
+        self._ending = threading.Lock()  # which the first call of `__exit__` takes for good
 
     def __enter__(self) -> PictureWriter:
-        self._stack = ExitStack()
         with ExitStack() as stack:
             if isinstance(self._path, str | os.PathLike):
                 stack.enter_context(naming(self._path))
@@ -86,6 +88,8 @@ class PictureWriter:
         self._encoder.put(rows)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._ending.acquire(blocking=False):  # An interruption may come just when another thread was asked to end it.
+            return
         with self._stack as stack:
             if kind is not None:
                 if self._encoder is not None:
@@ -172,21 +176,18 @@ class PictureWriter:
         else:
             options |= {"compression": "deflate", "predictor": "horizontal", "level": 1, "bigtiff": big, "resunit": "inch"}
         clear_errors()
-        inserting = None if segments is None else jpeg.Inserting(self._file.write, segments)
-        if inserting is None:
-            target = pyvips.Target.new_to_descriptor(self._file.fileno())
-        else:
-            target = pyvips.TargetCustom()
-            target.on_write(inserting)
+        passed = FileTarget(self._file, None if segments is None else jpeg.Inserting(segments))
+        target = passed.target()
         try:
             getattr(image, f"{self.format.lower()}save_target")(target, **options)
         except pyvips.Error as error:
-            if inserting is not None and inserting.error is not None:
-                raise inserting.error from error
-            words = system_error(error)
-            if words is not None:
-                raise OSError(words) from error
-            raise RuntimeError(f"cannot write '{self.name}': {reason(error)}") from error
+            if passed.error is None:
+                words = system_error(error)
+                if words is not None:
+                    raise OSError(words) from error
+                raise RuntimeError(f"cannot write '{self.name}': {reason(error)}") from error
+        if passed.error is not None:  # of which libvips does not always tell
+            raise passed.error
         if self.format == "TIFF" and exif is not None and not big:
             tiff.add_exif(self._file, exif)
 
@@ -249,19 +250,13 @@ class _Encoder:
             if self._writer.format == "PNG":
                 self._writer._save_png(self._pieces())
                 return
-            stream, held = self._stream(), memoryview(b"")
-
-            def read(size: int) -> bytes:
-                """Up to so many bytes of the stream; nothing at its end."""
-                nonlocal held
-                held = held or memoryview(next(stream, b""))
-                part, held = held[:size], held[size:]
-                return bytes(part)
-
-            pyvips = vips()
-            source = pyvips.SourceCustom()
-            source.on_read(read)
-            self._writer._save(pyvips.Image.pngload_source(source, access="sequential", unlimited=True))
+            pixels = StreamSource(self._stream())
+            source = pixels.source()
+            try:
+                self._writer._save(vips().Image.pngload_source(source, access="sequential", unlimited=True))
+            finally:
+                if pixels.error is not None:
+                    raise pixels.error
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that writes
             self._error = error
             self._taken.set()

@@ -194,6 +194,7 @@ def _upscale(
         outcome.stage = "compute"
         return found
 
+    writer, bands = None, None
     try:
         reader, read = opened.result()
         outcome.layout, outcome.stage, outcome.warnings = reader.layout, "compute", reader.warnings
@@ -204,10 +205,6 @@ def _upscale(
         bands = network.picture(reading, reader.layout, record=outcome.patches, progress=progress)
         outcome.stage = "write"
         writer.__enter__()
-    except Exception as error:
-        outcome.error = error
-        return outcome, None
-    try:
         while True:
             outcome.stage, start = "compute", time.perf_counter()
             band = next(bands, None)
@@ -217,17 +214,21 @@ def _upscale(
                 break
             if len(band):
                 writer.write(band)
+        return outcome, encoder.submit(writer.__exit__, None, None, None)  # its thread may be one too many
     except BaseException as error:
         outcome.error = error
-        bands.close()  # its threads would otherwise live as long as the error
         try:
-            writer.__exit__(type(error), error, error.__traceback__)
-        except Exception as renamed:
-            outcome.error = renamed
+            if bands is not None:
+                bands.close()  # its threads would otherwise live as long as the error
+        finally:
+            if writer is not None:
+                try:
+                    writer.__exit__(type(error), error, error.__traceback__)
+                except Exception as renamed:
+                    outcome.error = renamed
         if not isinstance(error, Exception):
             raise
         return outcome, None
-    return outcome, encoder.submit(writer.__exit__, None, None, None)
 
 
 def _settled(outcome: Outcome, encoding: Future | None) -> Outcome:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,11 +81,59 @@ def test_little_address_space_is_want_of_memory(tmp_path: Path, picture: Path, m
         assert names(tmp_path) == ["p.png"]
 
 
+def _lacking_threads(monkeypatch: pytest.MonkeyPatch, after: int) -> list[str | None]:
+    """From now on threads cannot be started once `after` were. Returns the list of the names of those that were asked for."""
+    asked: list[str | None] = []
+    start = threading.Thread.start
+
+    def lacking(thread: threading.Thread) -> None:
+        asked.append(thread.name)
+        if len(asked) > after:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", lacking)
+    return asked
+
+
+WITH_THREADS = {
+    "one picture": ["p.png", "-o", "out.png"],
+    "one picture in bands": ["p.png", "-o", "out.png", "--scale", "8", "--window", "16"],
+    "another size": ["p.png", "-o", "out.png", "--scale", "1.5"],
+    "a folder": ["in", "-o", "out"],
+    "frames": ["--raw", "4x3", "--pix-fmt", "rgb24", "in.raw", "-o", "out.raw"],
+}
+
+
+@pytest.mark.parametrize("work", WITH_THREADS)
+def test_a_thread_too_many_is_want_of_memory_and_leaves_nothing(empty_folder, picture, model, adabm, monkeypatch, work) -> None:
+    (empty_folder / "in").mkdir()
+    for name in ("1.png", "2.png"):
+        shutil.copy(picture, empty_folder / "in" / name)
+    (empty_folder / "in.raw").write_bytes(bytes(range(36)) * 3)
+    before, allowed = names(empty_folder), 0
+    while True:
+        with monkeypatch.context() as patch:
+            asked = _lacking_threads(patch, allowed)
+            status, _, err = adabm("upscale", *WITH_THREADS[work], "--threads", 1)
+        if len(asked) <= allowed:
+            assert status == 0, err
+            break
+        assert status == 1 and "not enough memory" in err and "unexpected" not in err, (asked, err)
+        assert not list(empty_folder.glob("**/.adabm*")) and not list(empty_folder.glob("out*/[!12]*")), asked
+        assert work == "a folder" or names(empty_folder) == before, asked
+        allowed += 1
+    assert allowed >= 2, asked
+
+
 # ---- writers that were killed
 
 _WRITER = """
 import sys, time
+from adabm_kernels import files
 from adabm_kernels.files import PartialFile
+if "named" in sys.argv:
+    files._nameless = lambda folder: None
 with PartialFile(sys.argv[1]) as partial:
     partial.file.write(b"half of it")
     partial.file.flush()
@@ -96,9 +146,8 @@ with PartialFile(sys.argv[1]) as partial:
 def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writers = [
-        subprocess.Popen([sys.executable, "-c", _WRITER, tmp_path / name], env=ENVIRONMENT, stdout=subprocess.PIPE) for name in "ab"
-    ]
+    command = [sys.executable, "-c", _WRITER]
+    writers = [subprocess.Popen([*command, tmp_path / name, "named"], env=ENVIRONMENT, stdout=subprocess.PIPE) for name in "ab"]
     try:
         assert all(writer.stdout is not None and writer.stdout.readline() == b"writing\n" for writer in writers)
         (tmp_path / ".adabm-notes.tmp").touch()
@@ -107,11 +156,12 @@ def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(
         writers[0].wait()
         assert len(names(tmp_path)) == 4
         monkeypatch.setattr(files, "_tidied", set())
+        monkeypatch.setattr(files, "_nameless", lambda folder: None)
         with PartialFile(tmp_path / "mine") as partial:
             partial.file.write(b"1")
             monkeypatch.setattr(files, "_tidied", set())
             write_file(tmp_path / "c", b"whole")
-            assert partial.partial.exists() and len(names(tmp_path)) == 5
+            assert partial.partial is not None and partial.partial.exists() and len(names(tmp_path)) == 5
         assert names(tmp_path)[-2:] == ["c", "mine"]
     finally:
         for writer in writers:
@@ -120,6 +170,42 @@ def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(
     monkeypatch.setattr(files, "_tidied", set())
     write_file(tmp_path / "d", b"whole")
     assert names(tmp_path) == [f".adabm-{'0' * 16}.tmp", ".adabm-notes.tmp", "c", "d", "mine"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no files without a name")
+def test_a_killed_writer_leaves_nothing(tmp_path: Path) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, tmp_path / "a"], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    try:
+        assert writer.stdout is not None and writer.stdout.readline() == b"writing\n"
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no files without a name")
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV, errno.ENOENT])
+def test_a_file_that_cannot_be_named_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_file(tmp_path / "a", b"first")
+    write_file(tmp_path / "a", b"whole")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_permissions_are_those_of_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
+    if named:
+        monkeypatch.setattr(files, "_nameless", lambda folder: None)
+    before = os.umask(0o027)
+    try:
+        write_file(tmp_path / "a", b"1")
+        (tmp_path / "b").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
 # ---- no network
