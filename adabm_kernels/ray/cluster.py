@@ -43,19 +43,35 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Ray writes its notes for its own developers on stderr, such as one that actors of Ray Data have arguments.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == LOCAL:
         options["include_dashboard"] = False
     try:
-        ray.init(address=address, **options)
+        with _without_notes():
+            ray.init(address=address, **options)
     except Exception as error:
         raise RuntimeError(_why_not(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """A block in which Ray is started without what it writes on stderr for its own developers: that a level of notes is set, and
+    later, with another level, that actors of Ray Data have arguments. What goes wrong is raised."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def check_address(address: str) -> str:
