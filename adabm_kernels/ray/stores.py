@@ -24,8 +24,8 @@ _REFUSED = re.compile(
 )
 _ATTEMPTS = 4
 _PAUSE = 0.5  # seconds before the second attempt; each further pause is twice as long
-_COPIED = 64 << 20  # the bytes of a file that are handed to a store at a time, which takes them in one request
-_DELAYED = "allow_delayed_open=true"  # an object of S3 that is written in one piece takes one request, and three without this
+_COPIED = 16 << 20  # the bytes of a file that are handed to a store at a time
+_DELAYED = "allow_delayed_open=true"  # an object of S3 below 10 MiB takes one request with this, and three without
 _Result = TypeVar("_Result")
 
 
