@@ -18,6 +18,7 @@ LOCAL, AUTO = "local", "auto"
 _CONNECT_SECONDS = 3  # how long a node may take to accept a connection
 _ANSWER_SECONDS = 20  # how long a cluster may take to say that it is one; starting the question takes some of it
 _CLIENT = "ray://"
+_LAST_PORT = 65535
 _INSTALL = "pip install 'adabm-kernels[ray]'"
 
 
@@ -87,12 +88,12 @@ def check_address(address: str) -> str:
         return address
     if address != AUTO:
         host, _, port = address.removeprefix(_CLIENT).rpartition(":")
-        if not host or not re.fullmatch(r"[0-9]{1,5}", port):
+        if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > _LAST_PORT:
             raise RuntimeError(f"the address of a Ray cluster must be auto, local, HOST:PORT or ray://HOST:PORT, got '{address}'")
         try:
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-        except (OSError, OverflowError) as error:
-            raise RuntimeError(_no_answer(address, getattr(error, "strerror", None) or str(error))) from error
+        except OSError as error:
+            raise RuntimeError(_no_answer(address, error.strerror or str(error))) from error
     if address.startswith(_CLIENT):
         return address
     asked = [] if address == AUTO else ["--address", address]
