@@ -18,6 +18,7 @@ LOCAL, AUTO = "local", "auto"
 _CONNECT_SECONDS = 3  # how long a node may take to accept a connection
 _ANSWER_SECONDS = 20  # how long a cluster may take to say that it is one; starting the question takes some of it
 _CLIENT = "ray://"
+_LAST_PORT = 65535
 _INSTALL = "pip install 'adabm-kernels[ray]'"
 
 
@@ -43,19 +44,35 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Ray writes its notes for its own developers on stderr, such as one that actors of Ray Data have arguments.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == LOCAL:
         options["include_dashboard"] = False
     try:
-        ray.init(address=address, **options)
+        with _without_notes():
+            ray.init(address=address, **options)
     except Exception as error:
         raise RuntimeError(_why_not(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """A block in which Ray is started without what it writes on stderr for its own developers: that a level of notes is set, and
+    later, with another level, that actors of Ray Data have arguments. What goes wrong is raised."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def check_address(address: str) -> str:
@@ -71,12 +88,12 @@ def check_address(address: str) -> str:
         return address
     if address != AUTO:
         host, _, port = address.removeprefix(_CLIENT).rpartition(":")
-        if not host or not re.fullmatch(r"[0-9]{1,5}", port):
+        if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > _LAST_PORT:
             raise RuntimeError(f"the address of a Ray cluster must be auto, local, HOST:PORT or ray://HOST:PORT, got '{address}'")
         try:
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-        except (OSError, OverflowError) as error:
-            raise RuntimeError(_no_answer(address, getattr(error, "strerror", None) or str(error))) from error
+        except OSError as error:
+            raise RuntimeError(_no_answer(address, error.strerror or str(error))) from error
     if address.startswith(_CLIENT):
         return address
     asked = [] if address == AUTO else ["--address", address]

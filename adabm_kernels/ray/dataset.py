@@ -155,19 +155,20 @@ def upscale_dataset(
     size = Size(**{argument: settings.pop(argument, None) for argument in ("scale", "width", "height", "fit")})
     recipe = Recipe.of(model, settings, size, max_pixels=max_pixels, quality=quality, strict=strict, metadata=metadata)
     added = labelled(suffix, size, check_model(recipe.plain_network()))
-    rows = _is_dataset(dataset)
+    place = dataset if isinstance(dataset, str | os.PathLike) else None
+    rows = _checked_dataset(dataset) if place is None else None
     if output is None:
-        if not rows:
-            raise ValueError(f"output must be given for the pictures of a folder, got None for '{os.fspath(dataset)}'")
-        return _rows(dataset, make_pool(recipe, workers, batch, progress), column, format)
+        if rows is None:
+            raise ValueError(f"output must be given for the pictures of a folder, got None for '{place}'")
+        return _rows(rows, make_pool(recipe, workers, batch, progress), column, format)
     from .worker import Places
 
-    source = Store.of(".") if rows else Store.of(dataset, filesystem)
+    source = Store.of("." if place is None else place, filesystem if rows is None else None)
     places = Places(source, Store.of(output, filesystem), existing == "skip", added, format, column)
     start, summary = time.perf_counter(), Summary()
     reports: Iterable[dict[str, Any]]
-    if rows:
-        reports = _row_files(dataset, make_pool(recipe, workers, batch, progress), places, name)
+    if rows is not None:
+        reports = _row_files(rows, make_pool(recipe, workers, batch, progress), places, name)
     else:
         planned = plan_files(places)
         summary.found = planned.found
@@ -200,14 +201,12 @@ def check_model(network: Enlarger) -> int:
     return network.network.scale
 
 
-def _is_dataset(dataset: Any) -> bool:
-    """Tells whether this is a dataset of Ray; a path or a URI is none."""
-    if isinstance(dataset, str | os.PathLike):
-        return False
+def _checked_dataset(dataset: Any) -> Dataset:
+    """The dataset. Raises TypeError for what is none."""
     ray = require_ray()
     if not isinstance(dataset, ray.data.Dataset):
         raise TypeError(f"dataset must be a ray.data.Dataset, or the path or URI of a folder, got {type(dataset).__name__}")
-    return True
+    return dataset
 
 
 def make_pool(recipe: Recipe, workers: int | None, batch: int | None, progress: bool) -> Pool:
@@ -322,10 +321,11 @@ def _settings(progress: bool) -> Iterator[None]:
 # ---- datasets of Ray
 
 
-def _first_rows(dataset: Dataset) -> Any:
+def _schema(dataset: Dataset) -> Any:
     """The schema of the dataset, as Arrow sees it."""
     try:
-        return dataset.limit(1).take_batch(1, batch_format="pyarrow").schema
+        table: Any = dataset.limit(1).take_batch(1, batch_format="pyarrow")
+        return table.schema
     except ValueError as error:
         raise ValueError(f"dataset must hold at least one row ({error})") from error
 
@@ -349,7 +349,7 @@ def _mapped(dataset: Dataset, worker: type, arguments: tuple, pool: Pool) -> Dat
 def _rows(dataset: Dataset, pool: Pool, column: str | None, format: str | None) -> Dataset:
     from .actors import RowWorker
 
-    pictures = picture_column(_first_rows(dataset), column)
+    pictures = picture_column(_schema(dataset), column)
     return _mapped(dataset, RowWorker, (pool.recipe, pictures, format), pool)
 
 
@@ -357,7 +357,7 @@ def _row_files(dataset: Dataset, pool: Pool, places: Places, name: str | None) -
     """Writes a file for each row. Yields the reports of the workers. Ray itself repeats what a worker has not ended."""
     from .actors import RowFileWorker
 
-    schema = _first_rows(dataset)
+    schema = _schema(dataset)
     pictures = picture_column(schema, places.column)
     key = key_column(schema, pictures, name)
     for row in _mapped(dataset, RowFileWorker, (pool.recipe, places, pictures, key), pool).iter_rows():

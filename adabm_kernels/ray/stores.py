@@ -17,15 +17,16 @@ from typing import Any, BinaryIO, TypeVar
 from ..files import PartialFile, naming
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # a letter alone would be a drive of Windows
-# Object stores, by pyarrow's names and by the protocols of fsspec. An object appears there whole, when its upload is complete.
-_WHOLE = re.compile(r"\b(s3|s3a|gcs|gs|abfs|abfss|az|adl|oci|oss|obs|r2|hf)\b")
+# Object stores, by pyarrow's names: an object appears there whole, when its upload is complete. Those of fsspec are not among them,
+# as it also completes an upload that failed in the middle.
+_WHOLE = ("s3", "gcs", "abfs")
 _REFUSED = re.compile(
     r"ACCESS_DENIED|FORBIDDEN|UNAUTHORIZED|INVALID_ACCESS_KEY|SIGNATURE|credential|HTTP status 40[13]|\b403\b", re.I
 )
 _ATTEMPTS = 4
 _PAUSE = 0.5  # seconds before the second attempt; each further pause is twice as long
-_COPIED = 64 << 20  # the bytes of a file that are handed to a store at a time, which takes them in one request
-_DELAYED = "allow_delayed_open=true"  # an object of S3 that is written in one piece takes one request, and three without this
+_COPIED = 16 << 20  # the bytes of a file that are handed to a store at a time
+_DELAYED = "allow_delayed_open=true"  # an object of S3 below 10 MiB takes one request with this, and three without
 _Result = TypeVar("_Result")
 
 
@@ -74,7 +75,7 @@ class Store:
     @property
     def appears_whole(self) -> bool:
         """Whether a file appears under its name only when all of it is written."""
-        return _WHOLE.search(self.files.type_name) is not None
+        return self.files.type_name in _WHOLE
 
     def path(self, name: str) -> str:
         """The path of a file of the folder in its file system."""

@@ -98,7 +98,7 @@ def timed_run(args: argparse.Namespace, folder: Path, out: Path, *options: str) 
     while process.poll() is None:
         there = len(list(out.glob("[0-9]*"))) if out.exists() else 0
         samples.append((there, processor_seconds([process.pid, *(processes_of_ray() if options else [])])))
-        time.sleep(0.05)
+        time.sleep(0.25)
     assert process.returncode == 0, "the command did all"
     whole = time.time() - start
     times = sorted(path.stat().st_mtime for path in out.iterdir())
