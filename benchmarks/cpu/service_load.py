@@ -1,6 +1,6 @@
 """The service under load, on the loopback device: its rate beside a plain loop over the same pictures, its latency, and its memory.
 
-    python benchmarks/cpu/service_load.py --minutes 10 --out benchmarks/results/service-2026-12-01.json
+    python benchmarks/cpu/service_load.py --minutes 10 --out benchmarks/results/service-MACHINE-DATE.json
 
 `adabm serve` runs in a process of its own, and eight clients here each post a picture of a mix of sizes, compare the result with
 the bytes that the plain loop wrote, and post the next one. In turns with them another process upscales the same pictures in a loop
