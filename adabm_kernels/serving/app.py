@@ -21,9 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..machine import version
 from . import metrics
 from .body import ANY, READ, WRITTEN, Receiver, accepted, check_head
+from .jobs import Job, Order, Result
 from .parameters import NAMES, Parameters, wrong_parameter
 from .problems import MEDIA_TYPE, Problem, described
-from .service import Job, Order, Result, Service, check_start
+from .service import Service, check_start
 
 _PIECE_BYTES = 1 << 18  # bytes of a result that are sent at a time
 _CLIENT_GONE = 499  # the status that logs and figures have for a client that did not wait (nginx's number)

@@ -13,9 +13,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
@@ -26,14 +26,14 @@ from ..machine import lacks_memory, usable_cores
 from ..upscaling.batch import mean_bits
 from ..upscaling.cutting import TooLittleMemory
 from ..upscaling.enlarge import Enlarger
-from ..upscaling.sizes import Size
+from ..upscaling.picture import reading
+from .jobs import Job, LetGo, Opened, Order, Result
 from .limits import Limits
 from .metrics import Metrics
 from .problems import Problem
 
 if TYPE_CHECKING:
     from ..upscaling.patchwise import Patchwise
-    from ..upscaling.picture import Patch
 
 NAME = "the picture"  # what messages call it
 FORMATS = tuple(dict.fromkeys(EXTENSIONS.values()))  # those that are written
@@ -47,85 +47,6 @@ _PACE = 0.2  # the weight of the latest picture in the mean time that one takes
 _BATCH_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 20}
 
 _log = logging.getLogger("adabm_kernels.serving")
-
-
-@dataclass(frozen=True)
-class Order:
-    """One picture to upscale. data: the bytes of its file. format: the format of the result, one of FORMATS, or "keep" for its own
-    where that is written and else PNG. quality, metadata, strict: as for `upscale_file`."""
-
-    data: bytes
-    format: str = "PNG"
-    size: Size = field(default_factory=Size)
-    quality: int = 95
-    metadata: str = "keep"
-    strict: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """An encoded picture. file: its bytes, from the start. seconds: the time that computing its batch took. warnings: what was
-    wrong with the picture, or is lost in the result."""
-
-    file: BinaryIO
-    bytes: int
-    format: str
-    size: tuple[int, int]
-    mean_bits: float | None
-    seconds: float
-    warnings: list[str]
-
-
-class _LetGo(Exception):
-    """Nobody waits for a picture any more."""
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """What opening a picture gives: how it is enlarged, its kind, its pixels [H, W, channels], and where its result goes."""
-
-    enlarger: Enlarger
-    layout: Layout
-    rows: np.ndarray
-    writer: PictureWriter
-    file: BinaryIO
-    warnings: list[str]
-
-    @property
-    def pixels(self) -> int:
-        return self.layout.width * self.layout.height
-
-    @property
-    def kind(self) -> tuple:
-        """Pictures of one kind may be computed together."""
-        layout = self.layout
-        return layout.width, layout.height, layout.channels, layout.depth, self.enlarger.size
-
-
-@dataclass(eq=False)
-class Job:
-    """A picture on its way. future: gets the Result, or the Problem with which it is refused. stage: what is being done, "read",
-    "compute" or "write". holders: who asked for it, and who works on it; both must have let go of it before another picture takes
-    its place."""
-
-    order: Order | None
-    arrived: float = field(default_factory=time.monotonic)
-    future: Future[Result] = field(default_factory=Future)
-    stage: str = "read"
-    given_up: bool = False
-    holders: int = 2
-    held: _Opened | None = None
-    patches: list[Patch] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def opened(self) -> _Opened:
-        assert self.held is not None, "the picture is open"
-        return self.held
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        if self.given_up:
-            raise _LetGo
 
 
 class Service:
@@ -234,10 +155,10 @@ class Service:
             if job in self._waiting:
                 self._waiting.remove(job)
                 self._opening -= 1
-                self._end(job, _LetGo())
+                self._end(job, LetGo())
             elif job in self._opened:
                 self._take(job)
-                self._end(job, _LetGo())
+                self._end(job, LetGo())
             self._release(job)
 
     def _end(self, job: Job, outcome: Result | BaseException) -> None:
@@ -248,7 +169,7 @@ class Service:
                 job.future.set_exception(outcome)
             elif job.given_up:
                 outcome.file.close()
-                job.future.set_exception(_LetGo())
+                job.future.set_exception(LetGo())
             else:
                 job.future.set_result(outcome)
             self._release(job)
@@ -262,7 +183,7 @@ class Service:
 
     def _fail(self, job: Job, error: BaseException) -> None:
         # The error itself would keep its frames, and with them the picture, until the answer is sent.
-        self._end(job, _LetGo() if isinstance(error, _LetGo) else _problem(job, error))
+        self._end(job, LetGo() if isinstance(error, LetGo) else _problem(job, error))
 
     # ---- the three stages
 
@@ -279,13 +200,13 @@ class Service:
         with self._changed:
             self._opening -= 1
             if job.held is not None and job.given_up:
-                self._end(job, _LetGo())
+                self._end(job, LetGo())
             elif job.held is not None:
                 self._opened.append(job)
                 self._ahead += job.held.pixels
             self._changed.notify_all()
 
-    def _open(self, job: Job) -> _Opened:
+    def _open(self, job: Job) -> Opened:
         """Decodes a picture, and raises all that can be known of it before it is computed."""
         order = job.order
         assert order is not None, "the job has not ended"
@@ -304,7 +225,7 @@ class Service:
         job.stage = "read"
         rows = reader.read(layout.height)
         job.stage = "compute"
-        return _Opened(enlarger, layout, rows, writer, file, [*reader.warnings, *writer.warnings])
+        return Opened(enlarger, layout, rows, writer, file, [*reader.warnings, *writer.warnings])
 
     def _take(self, job: Job) -> None:
         """Takes a job out of those that are opened."""
@@ -358,22 +279,22 @@ class Service:
         must not stop the others."""
         start, first = time.monotonic(), batch[0].opened
         try:
-            arrays = first.enlarger.arrays([job.opened.rows for job in batch], first.layout, [job.patches for job in batch])
+            made = first.enlarger.pictures([job.opened.rows for job in batch], first.layout, [job.patches for job in batch])
         except Exception:
             _log.warning("%d pictures could not be computed together, and are computed alone", len(batch), exc_info=True)
             for job in batch:
                 job.patches.clear()
             return batch
         seconds = (time.monotonic() - start) / len(batch)
-        for job, array in zip(batch, arrays, strict=True):
+        for job, bands in zip(batch, made, strict=True):
             job.seconds = seconds
-            self._write(job, (rows for rows in [array]))
+            self._write(job, (band for band in bands))
         return []
 
     def _compute_alone(self, job: Job) -> None:
         opened = job.opened
         try:
-            read = _reading(opened.rows)
+            read = reading(opened.rows)
             bands = opened.enlarger.picture(read, opened.layout, record=job.patches, progress=job.progress)
         except Exception as error:
             self._fail(job, error)
@@ -433,18 +354,6 @@ def check_start(data: bytes) -> None:
             open_picture(data, name="the body")
         except ValueError as error:
             raise Problem(415, str(error)) from error
-
-
-def _reading(rows: np.ndarray) -> Any:
-    """A function that gives the next rows of a picture in memory."""
-    top = 0
-
-    def read(count: int) -> np.ndarray:
-        nonlocal top
-        top += count
-        return rows[top - count : top]
-
-    return read
 
 
 def _problem(job: Job, error: BaseException) -> Problem:

@@ -92,18 +92,22 @@ class Enlarger:
         bands = list(self.picture(_reader(iter([rows]), layout), layout, **options))
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
-    def arrays(self, rows: Sequence[np.ndarray], layout: Layout, records: Sequence[list[Patch]]) -> list[np.ndarray]:
-        """The results of `array` for several pictures of one layout. A single pass of the network computes their windows together
-        (`Patchwise.pictures`). records: a list for each picture, to which the windows of its first pass are appended."""
+    def pictures(self, rows: Sequence[np.ndarray], layout: Layout, records: Sequence[list[Patch]]) -> list[list[np.ndarray]]:
+        """The bands that `picture` gives for each of several pictures of one layout, [H, W, channels] each. A single pass of the
+        network computes their windows together where it can (`Patchwise.pictures`).
+
+        records: a list for each picture, to which the windows of its first pass are appended.
+        """
         steps, stages = self.steps(layout.width, layout.height), self._stages(layout)
         if len(stages) != 1:
-            return [self.array(one, layout, record=record) for one, record in zip(rows, records, strict=True)]
-        network, each = stages[0]
-        made = network.pictures(rows, each, records)
+            each = zip(rows, records, strict=True)
+            return [list(self.picture(_reader(iter([one]), layout), layout, record=record)) for one, record in each]
+        network, like = stages[0]
+        made = network.pictures(rows, like, records)
         if not steps.resized:
             return made
         like = replace(layout, width=steps.made[0], height=steps.made[1])
-        return [np.concatenate(list(self._resized(iter([one]), like, steps))) for one in made]
+        return [list(self._resized(iter(bands), like, steps)) for bands in made]
 
     def tensor(self, x: torch.Tensor, progress: Progress | None = None) -> torch.Tensor:
         """Images in their new size, float32 [N, 3, height, width], of x, float32 [N, 3, H, W] in 0..255. They are on the device of

@@ -23,7 +23,7 @@ from .blocks import Blocks
 from .cutting import SMALLEST_TILE, Beside, Cutting
 from .flat import patch_side, spread
 from .interpolation import find_smooth_pixels, interpolate, interpolate_results, keeps_colours
-from .picture import Band, Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of
+from .picture import Band, Patch, Picture, Rows, Window, from_to, joined_windows, kept_by, part_of, reading
 from .pixels import network_images, network_planes, write_pixels
 from .smooth import rules
 from .windows import Span
@@ -235,26 +235,20 @@ class Patchwise:
 
     def array(self, rows: np.ndarray, layout: Layout, **options: Any) -> np.ndarray:
         """The upscaled picture, [scale*H, scale*W, channels], of rows in memory, [H, W, channels]. options: as for `picture`."""
-        top = 0
-
-        def read(count: int) -> np.ndarray:
-            nonlocal top
-            top += count
-            return rows[top - count : top]
-
-        bands = list(self.picture(read, layout, **options))
+        bands = list(self.picture(reading(rows), layout, **options))
         return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
-    def pictures(self, rows: Sequence[np.ndarray], layout: Layout, records: Sequence[list[Patch]]) -> list[np.ndarray]:
-        """The results of `array` for several pictures of one layout, [H, W, channels] each, whose windows are computed together.
+    def pictures(self, rows: Sequence[np.ndarray], layout: Layout, records: Sequence[list[Patch]]) -> list[list[np.ndarray]]:
+        """The bands that `picture` gives for each of several pictures of one layout, [H, W, channels] each. Pictures of one band
+        have their windows computed together, others are computed one after the other.
 
-        records: a list for each picture, to which its windows are appended. Pictures that are computed in several bands are
-        computed one after the other.
+        records: a list for each picture, to which its windows are appended.
         """
         spans, columns = self.windows(layout.height, layout.width, layout)
         groups, joined = self.cutting.groups(spans, layout.width, layout)
         if len(groups) > 1:
-            return [self.array(one, layout, record=record) for one, record in zip(rows, records, strict=True)]
+            each = zip(rows, records, strict=True)
+            return [list(self.picture(reading(one), layout, record=record)) for one, record in each]
         s, windows, outputs = self.scale, [], []
         for one, record in zip(rows, records, strict=True):
             outputs.append(np.empty((layout.height * s, layout.width * s, layout.channels), layout.dtype))
@@ -263,7 +257,7 @@ class Patchwise:
         for _ in self._run([window for window in windows if window.needed is not None]):
             pass
         self._interpolate(windows)
-        return outputs
+        return [[output] for output in outputs]
 
     def _band(self, band: Band, group: list[Span], columns: list[Span]) -> Iterator[int]:
         """Computes the windows of the rows in `group` into the band's output, and yields how many were finished each time."""

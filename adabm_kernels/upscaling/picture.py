@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,6 +45,18 @@ class Patch:
     def with_blocks(self) -> int:
         """The number of pixels for which all blocks of the network were computed."""
         return self.height * self.width - self.flat if self.deep is None else self.deep
+
+
+def reading(rows: np.ndarray) -> Callable[[int], np.ndarray]:
+    """A function that gives the next rows of a picture in memory."""
+    top = 0
+
+    def read(count: int) -> np.ndarray:
+        nonlocal top
+        top += count
+        return rows[top - count : top]
+
+    return read
 
 
 class Rows(NamedTuple):

@@ -1,6 +1,6 @@
 """The service under load, on the loopback device: its rate beside a plain loop over the same pictures, its latency, and its memory.
 
-    python benchmarks/cpu/service_load.py --minutes 10 --out benchmarks/results/service-2026-12-01.json
+    python benchmarks/cpu/service_load.py --minutes 10 --out benchmarks/results/service-MACHINE-DATE.json
 
 `adabm serve` runs in a process of its own, and eight clients here each post a picture of a mix of sizes, compare the result with
 the bytes that the plain loop wrote, and post the next one. In turns with them another process upscales the same pictures in a loop
@@ -25,6 +25,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import re
 import signal
 import subprocess
@@ -237,6 +238,7 @@ def main() -> None:
     plain = multiprocessing.get_context("spawn").Process(target=plain_loop, args=(theirs, args.model, args.threads), daemon=True)
     plain.start()
     process, port = start_service(args.model, args.threads)
+    order = random.Random(0)  # else each picture would always have the same ones before it in the queue
     curve: list[tuple[float, int]] = []
     done = threading.Event()
     watcher = threading.Thread(target=watch, args=(process, curve, done))
@@ -253,7 +255,7 @@ def main() -> None:
             ours.send(cycles)
             looped, loop_processor, _ = ours.recv()
             processor = processor_seconds(process)
-            served = load(port, iter(wanted * cycles), figures)
+            served = load(port, iter(order.sample(wanted * cycles, len(wanted) * cycles)), figures)
             under_load += served
             turns.append((looped, served, loop_processor, processor_seconds(process) - processor))
             print(f"{cycles * len(posts)} pictures: loop {looped:.1f} s, service {served:.1f} s, {looped / served:.3f}", flush=True)

@@ -25,6 +25,7 @@ from adabm_kernels.images.formats import EXTENSIONS
 from adabm_kernels.models import DEFAULT_MODEL, load_model
 from adabm_kernels.serving import Limits, create_app
 from adabm_kernels.upscale import prepare
+from adabm_kernels.upscaling import cutting
 from adabm_kernels.upscaling.cutting import TooLittleMemory
 
 pytestmark = needs("serve")
@@ -91,7 +92,7 @@ def eventually(holds: Callable[[], bool]) -> None:
 SOURCES = {
     "rgb": PICTURE,
     "rgba": encode(RGBA, "PNG"),
-    "grey": encode(GREY[:9, :14], "JPEG"),
+    "grey": encode(GREY[:39, :14], "JPEG"),
     "sixteen": png(rows=SMOOTH.astype(np.uint16)[:10, :11] * 257),
     "described": encode(PIL.Image.fromarray(RGB), "JPEG", exif=PIL.Image.Exif().tobytes(), dpi=(90, 90), quality=90),
 }
@@ -114,9 +115,12 @@ def network() -> Any:
     return model
 
 
-@pytest.mark.parametrize("window", [None, 16], ids=["whole", "in windows"])
-def test_the_result_is_the_file_that_upscale_writes(tmp_path: Path, network: Any, window: int | None) -> None:
-    """Also for pictures of one size that are computed together."""
+@pytest.mark.parametrize("window", [None, 16], ids=["whole", "in bands"])
+def test_the_result_is_the_file_that_upscale_writes(
+    tmp_path: Path, network: Any, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for pictures of one size that are computed together, and where a file is written band by band."""
+    monkeypatch.setattr(cutting, "JOINED_PIXELS", 0 if window else cutting.JOINED_PIXELS)
     with served(network, tile=window) as client, ThreadPoolExecutor(16) as clients:
 
         def ask(case: tuple[str, str, dict]) -> Any:
