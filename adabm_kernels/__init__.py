@@ -22,12 +22,13 @@ register_with_torch()
 keep_old_names()
 
 _HOMES = {"ConvertConfig": "config", "convert_model": "convert", "load": "checkpoint", "save": "checkpoint"}
-_HOMES |= {"read_network": "importers.reading"}
+_HOMES |= {"export_onnx": "exporters.onnx", "read_network": "importers.reading"}
 __all__ = [
     "ConvertConfig",
     "backends",
     "builtin_models",
     "convert_model",
+    "export_onnx",
     "load",
     "read_network",
     "save",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .checkpoint import load, save
     from .config import ConvertConfig
     from .convert import convert_model
+    from .exporters.onnx import export_onnx
     from .importers.reading import read_network
 
 
