@@ -24,7 +24,7 @@ keep_old_names()
 
 _HOMES = {"ConvertConfig": "config", "convert_model": "convert", "save": "checkpoint"}
 _HOMES |= {"read_network": "importers.reading", "BitMap": "report.bitmap", "bit_map": "report.bitmap"}
-_HOMES |= {"Patch": "upscaling.picture"}
+_HOMES |= {"Patch": "upscaling.picture", "export_onnx": "exporters.onnx"}
 _ROOMS = ("ray",)  # modules that are imported when they are asked for
 # The names that docs/python.md describes and keeps. tests/package/test_python_surface.py holds their signatures to that page.
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "bit_map",
     "builtin_models",
     "convert_model",
+    "export_onnx",
     "load",
     "read_network",
     "save",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .checkpoint import save
     from .config import ConvertConfig
     from .convert import convert_model
+    from .exporters.onnx import export_onnx
     from .importers.reading import read_network
     from .report.bitmap import BitMap, bit_map
     from .upscaling.picture import Patch

@@ -14,6 +14,7 @@ from .calibration.tensors import HINT, Tensors, read_tensors
 from .calibration.tracing import traced_spec
 from .config import ConvertConfig
 from .graph.nodes import Conv
+from .importers.spandrel import network_of
 from .networks.convention import Convention
 from .networks.detect import check_modules, check_whole, detect, res_scale_of
 from .networks.known import NONE_OF_THEM
@@ -47,6 +48,7 @@ def convert_model(
         a checkpoint that holds the state dict, as a calibrated AdaBM state dict, or as a SimulatedNetwork. A module may be of the
         user's own class: only its state dict is read. An error names every layer of torch in it that computes something else than
         the recognised network does.
+        A descriptor of the package spandrel stands for its network, which takes pixels in 0..1 where it is none of these.
         Any other module must have convolutions, be in eval mode and take one tensor [N, C, H, W] (docs/any_network.md).
     calibration: low-resolution images, as float tensors [N, 3, H, W] in 0..255 or as paths; for a traced module, tensors
         [N, C, H, W] with the channels, range and size that it takes. A float network needs them, and for a calibrated one they are
@@ -74,6 +76,7 @@ def convert_model(
 
     Raises TypeError or ValueError naming the argument, the rule and the value.
     """
+    model = network_of(model)
     if isinstance(model, ConvertedNetwork):
         raise ValueError("convert_model: model is converted already")
     if traced is not None and not isinstance(traced, bool):

@@ -321,12 +321,30 @@ def _float_state(args: argparse.Namespace) -> tuple[dict[str, Any], Detected]:
     res_scale = res_scale if args.res_scale is None else args.res_scale
     try:
         with weights.in_options():
-            found = detect(state, res_scale, convention=weights.convention(args), weights_key=args.weights_key)
+            convention = weights.convention(args)
+            try:
+                found = detect(state, res_scale, convention=convention, weights_key=args.weights_key)
+            except ValueError as error:
+                state = _state_by_spandrel(state, error)
+                found = detect(state, res_scale, convention=convention)
     except ValueError as error:
         raise ValueError(f"--weights '{args.weights}': {error}") from error
     if found.calibrated:
         raise ValueError(f"--weights must be float weights, and '{args.weights}' is calibrated already")
     return state, found
+
+
+def _state_by_spandrel(state: dict[str, Any], error: ValueError) -> dict[str, Any]:
+    """The state dict of a known network that only the package spandrel recognises in a checkpoint."""
+    from ..importers.spandrel import recognised_by_spandrel
+
+    found = recognised_by_spandrel(state, error)
+    if not found.known:
+        raise ValueError(
+            f"spandrel knows it as {found.called}, which is none of the networks that this command takes; in Python "
+            "convert_model(read_network(path), ...) converts it"
+        ) from error
+    return found.module.state_dict()
 
 
 def _start(path: Path) -> ConvertedNetwork:

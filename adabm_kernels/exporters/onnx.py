@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..files import write_file
 from ..networks.collapse import SMALLEST
 from ..networks.spec import NetworkSpec
+from ..networks.traced import GraphSpec
 from ..nn import ConvertedNetwork
 from ..quantize import MAX_BITS, MIN_BITS
 from .float_operators import write_node
@@ -67,8 +68,8 @@ def export_onnx(model: ConvertedNetwork, path: str | Path, *, bits: str | int = 
     data = found.SerializeToString()
     write_file(path, data)
     collapsed = model.collapsed is not None and not floats
-    smallest = SMALLEST if collapsed else 1
-    return Exported(names, fixed, max(smallest, getattr(model.spec, "smallest", 1)), OPSET, len(data))
+    smallest = SMALLEST if collapsed else model.spec.smallest if isinstance(model.spec, GraphSpec) else 1
+    return Exported(names, fixed, smallest, OPSET, len(data))
 
 
 def _quantized_model(model: ConvertedNetwork, bits: str | int) -> tuple[ModelProto, tuple[str, ...], dict[str, int]]:
@@ -92,7 +93,7 @@ def _float_model(model: ConvertedNetwork) -> tuple[ModelProto, tuple[str, ...], 
 
 
 def _begun(spec: NetworkSpec) -> Writing:
-    return Writing(spec.input_channels, getattr(spec, "size", None))
+    return Writing(spec.input_channels, spec.size if isinstance(spec, GraphSpec) else None)
 
 
 def _finished(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -180,7 +181,7 @@ class QuantizedWriting:
         scaled = Weights(weights.integers, weights.scale * made, weights.bias * made)
         per_value = Weights(scaled.integers, scaled.scale / unit, scaled.bias)
         weight, added = self._weight(per_value, f"{key}.weight"), np.asarray(grid.apart / unit + offset)
-        settings = {
+        settings: dict[str, Any] = {
             "kernel_shape": list(item.conv.kernel),
             "strides": list(item.conv.stride),
             "dilations": list(item.conv.dilation),
@@ -219,7 +220,7 @@ class QuantizedWriting:
         of_outputs = of_channels[np.arange(k) // (k // groups)]
         return (weights.integers * of_outputs[:, :, None, None]).sum(1, keepdims=True)
 
-    def _constant(self, source: str, weights: Weights, added: Array, settings: dict, key: str) -> str:
+    def _constant(self, source: str, weights: Weights, added: Array, settings: dict[str, Any], key: str) -> str:
         """What is added behind a convolution whose input lacks `added`, [1, K, H, W]: the convolution of a picture that holds it
         everywhere inside, and zeros outside."""
         to = self.to

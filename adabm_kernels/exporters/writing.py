@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-OPSET, IR_VERSION = 18, 8  # ONNX 1.13: ONNX Runtime from 1.14 and OpenVINO from 2023.0 on read it
+OPSET, IR_VERSION = 18, 8  # those of ONNX 1.13; what is written needs no newer operator
 MOST_BYTES = (1 << 31) - (1 << 20)  # a protocol buffer holds less than 2 GiB
 _HOW_TO_GET = "writing ONNX needs the package onnx: pip install onnx"
 

@@ -21,6 +21,7 @@ from .making import Imported
 from .ncnn_layers import bin_of, read_ncnn
 from .onnx_operators import read_onnx
 from .recognise import recognised
+from .spandrel import OfPixels, recognised_by_spandrel
 
 _RANGES = ("to_range", "from_range")
 MOST_WORDS = 1500  # the most characters of a message: a hostile file may have lists of a million sizes
@@ -119,7 +120,9 @@ def read_network(
         those of Real-ESRGAN.
 
     A graph that is no known network comes as a module that computes it, which `convert_model` traces; rgb_range=1 says that it
-    takes and gives pixels in 0..1, and mean_shift and channel_order must be left out. No code in a file is run.
+    takes and gives pixels in 0..1, and mean_shift and channel_order must be left out. A checkpoint of a layout that only the
+    package spandrel knows comes as its module, for pixels in 0..255, where that package is installed and no settings are given. No
+    code in a file is run.
 
     Raises FileNotFoundError, TypeError and ValueError naming the file, what in it, and the rule.
     """
@@ -131,10 +134,19 @@ def read_network(
                 raise ValueError(f"read_network: {name} must be left out for a graph that is no known network, got {value!r}")
         return _module(read.other, convention)
     _tell_of_resizing(path, read)
-    own = 1.0 if read.res_scale is None else read.res_scale
-    found = detect(read.state, own if res_scale is None else res_scale, convention=convention, weights_key=weights_key)
+    own, state = 1.0 if read.res_scale is None else read.res_scale, read.state
+    try:
+        found = detect(state, own if res_scale is None else res_scale, convention=convention, weights_key=weights_key)
+    except ValueError as error:
+        if (res_scale, rgb_range, mean_shift, channel_order, weights_key) != (None, None, None, "rgb", None):
+            raise
+        other = recognised_by_spandrel(state, error)
+        if not other.known:
+            return OfPixels(other.module)
+        state = other.module.state_dict()
+        found = detect(state)
     network = float_network(found.spec)
-    network.load_state_dict(to_float_state(read.state, found))
+    network.load_state_dict(to_float_state(state, found))
     return network
 
 

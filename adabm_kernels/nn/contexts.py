@@ -199,8 +199,8 @@ def refuse_recorders(name: str, x: Any) -> None:
         return  # a plain call, which should not pay for the rest
     if _exporting_to_onnx():
         raise RuntimeError(
-            f"{name}: ONNX has no operator for convolutions whose bits are data: export the network that model.float_model() gives "
-            "to ONNX, or this model with torch.export.export"
+            f"{name}: ONNX has no operator for convolutions whose bits are data: adabm_kernels.export_onnx writes the model with "
+            "fixed bits, or its float network, and torch.export.export exports it as it is"
         )
     if compiling:
         return

@@ -27,8 +27,7 @@ from typing import Any
 
 import torch
 
-from adabm_kernels import builtin_models, load
-from adabm_kernels.exporters.onnx import export_onnx
+from adabm_kernels import builtin_models, export_onnx, load
 from adabm_kernels.exporters.quantized_operators import Grid, QuantizedWriting
 from adabm_kernels.exporters.writing import Writing
 from adabm_kernels.images import list_images, read_image

@@ -18,8 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from traced_modules import Attention, Detector, Oddments, ResNeXt, UNet, WindowAttention
 
-from adabm_kernels import ConvertConfig, builtin_models, convert_model, load, save
-from adabm_kernels.exporters.onnx import export_onnx
+from adabm_kernels import ConvertConfig, builtin_models, convert_model, export_onnx, load, save
 from adabm_kernels.importers.reading import read_known
 from adabm_kernels.networks.detect import detect
 from adabm_kernels.networks.rrdb import RRDBSpec

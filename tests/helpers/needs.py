@@ -142,6 +142,13 @@ NEEDS = {
         "pip install -r requirements-test.txt",
     ),
     # Things that a machine for continuous integration does not have
+    "spandrel": Need(
+        "spandrel",
+        lambda: importlib.util.find_spec("spandrel") is not None,
+        "networks that spandrel itself makes",
+        "pip install spandrel",
+        never="it brings torchvision and, for that, another release of torch; a stand-in has its place in the other tests",
+    ),
     "shared": Need(
         "../shared",
         SHARED.is_dir,
