@@ -82,6 +82,8 @@ def test_the_bit_map_of_a_batch(comfyui: Host, show: str) -> None:
     flat = np.full((64, 64, 3), 128, np.uint8)
     (drawn,) = comfyui.run("AdaBMBitMap", model=model, image=as_image(flat, sample(0, 0, 64, 64)), show=show)
     assert drawn.shape[0] == 2 and drawn.shape[3] == 3 and not drawn[0, :64, :64].equal(drawn[1, :64, :64])
+    (grey,) = comfyui.run("AdaBMBitMap", model=model, image=as_image(flat[..., :1]), show=show)
+    assert grey[0].equal(drawn[0])
 
 
 def test_cancel_ends_the_work_between_windows(comfyui: Host) -> None:
