@@ -317,7 +317,8 @@ def _many(
     rows += [("model", settings["model"]), ("backend", settings["backend"])]
     rows += [("mean bits", _bits(sum(bits) / len(bits), args.bits))] if bits else []
     rows += block_rows(_over_pixels(images, "computed_share"), _over_pixels(images, "bits_with_zeros"), args.depth)
-    rows += [("time", f"{seconds:.3f} s, {megapixels / seconds:.3f} megapixels a second read")]
+    rate = f", {megapixels / seconds:.3g} megapixels a second read" if images else ""
+    rows += [("time", f"{seconds:.3f} s{rate}")]
     _print(args, report, rows)
     for error in errors:
         print(f"adabm: error: {error['error']}", file=sys.stderr)
