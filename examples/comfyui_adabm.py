@@ -126,7 +126,7 @@ class AdaBMBitMap:
     def draw(self, model: torch.nn.Module, image: torch.Tensor, window: int, show: str) -> tuple[torch.Tensor]:
         progress, drawn = report_progress(len(image)), []
         for number, one in enumerate(image):
-            array = to_array(one[..., :3])
+            array = to_array(one[..., :3].expand(-1, -1, 3))  # grey as RGB, no alpha
             windows: list[adabm_kernels.Patch] = []
             adabm_kernels.upscale(array, model, bits="auto", tile=window, record=windows, progress=progress(number))
             bits = adabm_kernels.bit_map(model, windows, array.shape[1], array.shape[0])

@@ -21,11 +21,12 @@ def upscale(
     clip: vs.VideoNode,
     model: str | os.PathLike | torch.nn.Module = "edsr_x4_w4a4",
     *,
+    scale: float | None = None,
     width: int | None = None,
     height: int | None = None,
     **settings,
 ) -> vs.VideoNode:
-    """The clip in the model's size, or in width x height pixels.
+    """The clip in the model's size, in `scale` times its own, or in width x height pixels.
 
     clip: RGB24 or RGB48, of one size. The result has the same format, frame rate and properties of frames.
     settings: bits, depth, device, threads, tile, smooth and the other settings of `adabm_kernels.upscale`.
@@ -33,10 +34,11 @@ def upscale(
     if clip.format is None or clip.format.id not in (vs.RGB24, vs.RGB48) or not clip.width:
         found = clip.format.name if clip.format is not None else "formats that vary"
         raise ValueError(f"clip must be RGB24 or RGB48 of one size, got {found}: clip.resize.Bicubic(format=vs.RGB24) converts it")
-    if (width is None) != (height is None):
-        raise ValueError(f"width and height must be given together, got {width} and {height}")
+    if (width is None) != (height is None) or (scale is not None and width is not None):
+        raise ValueError(f"width and height must be given together, without scale, got {width}, {height} and {scale}")
     network = model if isinstance(model, torch.nn.Module) else adabm_kernels.load(model)
-    size = (network.scale * clip.width, network.scale * clip.height) if width is None else (width, height)
+    factor = network.scale if scale is None else scale
+    size = (round(factor * clip.width), round(factor * clip.height)) if width is None else (width, height)
     blank = clip.std.BlankClip(width=size[0], height=size[1], keep=True)
 
     def fill(n: int, f: list[vs.VideoFrame]) -> vs.VideoFrame:

@@ -52,7 +52,8 @@ def print_many(args: argparse.Namespace, many: Many, settings: dict[str, Any], c
     rows += [("workers", str(settings["workers"]))] if "workers" in settings else []
     rows += [("mean bits", bits_in_words(sum(bits) / len(bits), args.bits))] if bits else []
     rows += block_rows(_over_pixels(images, "computed_share"), _over_pixels(images, "bits_with_zeros"), args.depth)
-    rows += [("time", f"{many.seconds:.3f} s, {megapixels / max(many.seconds, 1e-9):.3f} megapixels a second read")]
+    rate = f", {megapixels / max(many.seconds, 1e-9):.3g} megapixels a second read" if images else ""
+    rows += [("time", f"{many.seconds:.3f} s{rate}")]
     print_report(args, report, rows)
     for error in many.errors:
         print(f"adabm: error: {error['error']}", file=sys.stderr)

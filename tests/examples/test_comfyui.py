@@ -25,6 +25,12 @@ def comfyui(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Host:
     return Host(monkeypatch, tmp_path, EXAMPLES / "comfyui_adabm.py")
 
 
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    """The model that the loader gives by default, for nodes that have it as an input."""
+    return adabm_kernels.load("edsr_x4_w4a4")
+
+
 def sample(*box: int) -> np.ndarray:
     with PIL.Image.open(_ASSETS / "sample.png") as image:
         return np.asarray(image.convert("RGB").crop(box))
@@ -51,8 +57,7 @@ def test_images_are_those_of_upscale(comfyui: Host) -> None:
     assert comfyui.run("AdaBMUpscale", model=model, image=as_image(*pictures))[0].equal(image)  # no setting stays
 
 
-def test_masks_go_with_their_images(comfyui: Host) -> None:
-    (model,) = comfyui.run("AdaBMModelLoader")
+def test_masks_go_with_their_images(comfyui: Host, model: torch.nn.Module) -> None:
     image = as_image(sample(0, 0, 32, 24), sample(32, 0, 64, 24))
     half = torch.zeros(2, 24, 32)
     half[1, :, 16:] = 1
@@ -77,23 +82,22 @@ def test_models_of_the_folder_are_offered(comfyui: Host) -> None:
 
 
 @pytest.mark.parametrize("show", ["bits", "blocks"])
-def test_the_bit_map_of_a_batch(comfyui: Host, show: str) -> None:
-    (model,) = comfyui.run("AdaBMModelLoader")
+def test_the_bit_map_of_a_batch(comfyui: Host, model: torch.nn.Module, show: str) -> None:
     flat = np.full((64, 64, 3), 128, np.uint8)
     (drawn,) = comfyui.run("AdaBMBitMap", model=model, image=as_image(flat, sample(0, 0, 64, 64)), show=show)
     assert drawn.shape[0] == 2 and drawn.shape[3] == 3 and not drawn[0, :64, :64].equal(drawn[1, :64, :64])
+    (grey,) = comfyui.run("AdaBMBitMap", model=model, image=as_image(flat[..., :1]), show=show)
+    assert grey[0].equal(drawn[0])
 
 
-def test_cancel_ends_the_work_between_windows(comfyui: Host) -> None:
-    (model,) = comfyui.run("AdaBMModelLoader")
+def test_cancel_ends_the_work_between_windows(comfyui: Host, model: torch.nn.Module) -> None:
     comfyui.cancel_at = 0.5
     with pytest.raises(InterruptProcessingException):
         comfyui.run("AdaBMUpscale", model=model, image=as_image(*[sample(0, 0, 32, 24)] * 4))
     assert comfyui.bar == [0.25, 0.5]
 
 
-def test_values_that_are_no_numbers_become_black(comfyui: Host) -> None:
-    (model,) = comfyui.run("AdaBMModelLoader")
+def test_values_that_are_no_numbers_become_black(comfyui: Host, model: torch.nn.Module) -> None:
     image = as_image(np.zeros((8, 8, 3), np.uint8))
     black = comfyui.run("AdaBMUpscale", model=model, image=image)[0]
     image[0, 3, 3] = torch.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -20,15 +21,17 @@ from adabm_kernels.models import _ASSETS
 pytestmark = beside
 
 
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(EXAMPLES)  # spawned workers import it, too
-    return importlib.import_module("torch_data")
+@pytest.fixture(scope="module")
+def example() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)  # spawned workers import it, too
+        yield importlib.import_module("torch_data")
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Five pictures, one of them too small, and a file that is none."""
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures, one of them too small, and a file that is none."""
+    tmp_path = tmp_path_factory.mktemp("photos")
     with PIL.Image.open(_ASSETS / "sample.png") as sample:
         for i, side in enumerate((48, 40, 64, 20, 32)):
             sample.crop((20 * i, 20 * i, 20 * i + side, 20 * i + side + 2 * i)).save(tmp_path / f"{i}.png")
@@ -42,17 +45,29 @@ def collected(batches) -> tuple[list[str], torch.Tensor, list[float]]:
     return [name for some in names for name in some], torch.cat(large), [value for some in bits for value in some.tolist()]
 
 
-@pytest.mark.parametrize(("where", "workers", "start"), [("workers", 0, None), ("workers", 2, "fork"), ("workers", 1, "spawn")])
-def test_all_ways_give_the_same(example: ModuleType, photos: Path, where: str, workers: int, start: str | None) -> None:
-    names, large, bits = collected(example.batches(photos, "main", side=32, batch=3))
+@pytest.fixture(scope="module")
+def wanted(example: ModuleType, photos: Path) -> tuple[list[str], torch.Tensor, list[float]]:
+    """What one model in this process gives."""
+    return collected(example.batches(photos, "main", side=32, batch=3))
+
+
+def test_large_pictures_are_those_of_upscale(wanted: tuple, photos: Path) -> None:
+    names, large, bits = wanted
     assert names == ["0.png", "1.png", "2.png", "4.png", "grey.JPG"] and large.shape == (5, 3, 128, 128)
-    model = adabm_kernels.load("edsr_x4_w4a4")
     with PIL.Image.open(photos / "1.png") as picture:
         middle = np.array(picture.crop((4, 5, 36, 37)))
-    assert np.array_equal(large[1].permute(1, 2, 0), adabm_kernels.upscale(middle, model, smooth="network"))
+    windows: list[adabm_kernels.Patch] = []
+    want = adabm_kernels.upscale(middle, "edsr_x4_w4a4", smooth="network", record=windows)
+    assert np.array_equal(large[1].permute(1, 2, 0), want) and bits[1] == pytest.approx(windows[0].mean_bits)
+
+
+@pytest.mark.parametrize(("where", "workers", "start"), [("workers", 2, "fork"), ("workers", 1, "spawn")])
+def test_all_ways_give_the_same(
+    example: ModuleType, photos: Path, wanted: tuple, where: str, workers: int, start: str | None
+) -> None:
     loading = {"num_workers": workers, "multiprocessing_context": start}
-    got = collected(example.batches(photos, where, side=32, batch=2, **loading))
-    assert got[0] == names and torch.equal(got[1], large) and got[2] == pytest.approx(bits)
+    names, large, bits = collected(example.batches(photos, where, side=32, batch=2, **loading))
+    assert names == wanted[0] and torch.equal(large, wanted[1]) and bits == pytest.approx(wanted[2])
 
 
 def test_a_dataset_takes_no_model_to_other_processes(example: ModuleType, photos: Path) -> None:

@@ -68,9 +68,9 @@ def test_frames_are_those_of_upscale(vs: ModuleType, example: dict, tmp_path: Pa
         assert np.array_equal(pixels(large.get_frame(n)), adabm_kernels.upscale(FRAMES[n], model))
         props = dict(clip.get_frame(n).props)
         assert props and props.items() <= dict(large.get_frame(n).props).items()
-    smaller = example["upscale"](clip, model, width=50, height=38, bits=6)
-    want = adabm_kernels.upscale(FRAMES[1], model, width=50, height=38, bits=6)
-    assert np.array_equal(pixels(smaller.get_frame(1)), want)
+    for size in ({"width": 50, "height": 38}, {"scale": 1.5}):
+        smaller = example["upscale"](clip, model, bits=6, **size)
+        assert np.array_equal(pixels(smaller.get_frame(1)), adabm_kernels.upscale(FRAMES[1], model, bits=6, **size))
 
 
 def test_what_the_filter_does_not_take_is_named(vs: ModuleType, example: dict, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_what_the_filter_does_not_take_is_named(vs: ModuleType, example: dict, t
     yuv = clip.resize.Bicubic(format=vs.YUV420P8, matrix_s="709", range_s="limited")
     with pytest.raises(ValueError, match="clip must be RGB24 or RGB48 of one size, got YUV420P8: clip.resize.Bic"):
         example["upscale"](yuv)
-    with pytest.raises(ValueError, match="width and height must be given together, got 64 and None"):
+    with pytest.raises(ValueError, match="width and height must be given together, without scale, got 64, None and None"):
         example["upscale"](clip, width=64)
 
 
