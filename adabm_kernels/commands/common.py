@@ -29,7 +29,7 @@ _ARGUMENTS = re.compile(
 
 _WANT_OF_MEMORY = re.compile(
     r"allocate memory|failed to map segment|cannot (create|allocate) [\w ]*mapping|can't start new thread|std::bad_alloc"
-    r"|out of memory"
+    r"|can't allocate (read )?lock|out of memory"
 )
 _TORCH_BYTES = 640 << 20  # the address space that torch for CPUs needs to be imported and to compute a little
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters except tab and line feed

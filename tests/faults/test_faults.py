@@ -50,8 +50,8 @@ def inject(shim: Path, *arguments: str) -> list[tuple[int, int]]:
 
 
 def test_allocations_of_kernels_that_fail_are_refused_in_words(shim: Path) -> None:
-    tried = inject(shim, "forward", "convert", "--kinds", "own allocation", "--most", "8")
-    assert len(tried) == 2 and all(4 <= failed == judged for failed, judged in tried), tried
+    tried = inject(shim, "forward", "convert", "--kinds", "own allocation", "--most", "5")
+    assert len(tried) == 2 and all(3 <= failed == judged for failed, judged in tried), tried
 
 
 def test_files_that_cannot_be_opened_read_written_or_named(shim: Path) -> None:
