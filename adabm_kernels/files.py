@@ -11,7 +11,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -200,6 +200,23 @@ def _remove_abandoned(folder: Path) -> None:
                 with suppress(OSError), open(entry.path, "r+b") as file:
                     if _lock(file):
                         os.unlink(entry.path)
+
+
+@contextmanager
+def alone(folder: str | os.PathLike) -> Iterator[None]:
+    """A block in which only one process or thread at a time is, of all that lock the same folder. Where the system or the file
+    system knows no locks there may be several."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    with ExitStack() as stack:
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def write_file(path: str | os.PathLike, data: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 _WANT_OF_MEMORY = re.compile(
     r"allocate memory|failed to map segment|cannot (create|allocate) [\w ]*mapping|can't start new thread|std::bad_alloc"
-    r"|out of memory"
+    r"|can't allocate (read )?lock|out of memory"
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..files import check_target, naming, parse_json, write_file
+from ..files import alone, check_target, naming, parse_json, write_file
 
 Entries = dict[str, dict[str, Any]]
 
@@ -48,10 +48,9 @@ def _make_folder(path: Path) -> None:
 
 
 def add(path: Path, entries: Entries, whole: Callable[[dict[str, Any]], bool]) -> None:
-    """Adds entries to a table. Readers see the whole old table or the whole new one.
-
-    Where two processes write at once, the later one keeps its own entries and those it had read. Raises OSError naming the path.
-    """
-    table = read(path, whole) | entries
+    """Adds entries to a table. Readers see the whole old table or the whole new one, and of processes that write at once each keeps
+    what the others have written. Raises OSError naming the path."""
     _make_folder(path)
-    write_file(path, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
+    with alone(path.parent):
+        table = read(path, whole) | entries
+        write_file(path, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())

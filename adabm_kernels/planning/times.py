@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import parse_json, user_path, write_file
+from ..files import alone, parse_json, user_path, write_file
 from ..machine import cpu_name, version
 
 FORMAT = 1
@@ -94,27 +94,28 @@ def save(path: Path, tables: Mapping[str, TileTimes]) -> None:
 
     Raises OSError naming the path where it cannot be written.
     """
-    try:
-        held = {**read(path), **tables}
-    except ValueError:
-        held = dict(tables)
-    text = {
-        "format": FORMAT,
-        "unit": "ps",
-        "isas": {
-            name: {
-                "measured": dict(table.measured),
-                "box": round(table.box, 3),
-                "tiles": {
-                    tile: {kind: [round(v, 4) for v in (c.product, c.entry, c.leave)] for kind, c in kinds.items()}
-                    for tile, kinds in table.costs.items()
-                },
-            }
-            for name, table in sorted(held.items())
-        },
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, f"{json.dumps(text, indent=1)}\n".encode())
+    with alone(path.parent):  # so that of processes that write at once each keeps what the others have written
+        try:
+            held = {**read(path), **tables}
+        except ValueError:
+            held = dict(tables)
+        text = {
+            "format": FORMAT,
+            "unit": "ps",
+            "isas": {
+                name: {
+                    "measured": dict(table.measured),
+                    "box": round(table.box, 3),
+                    "tiles": {
+                        tile: {kind: [round(v, 4) for v in (c.product, c.entry, c.leave)] for kind, c in kinds.items()}
+                        for tile, kinds in table.costs.items()
+                    },
+                }
+                for name, table in sorted(held.items())
+            },
+        }
+        write_file(path, f"{json.dumps(text, indent=1)}\n".encode())
     forget()
 
 

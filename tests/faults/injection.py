@@ -21,6 +21,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "helpers")]
 
 FOREVER = 1 << 40
 SECONDS = 300  # after so many a fork that has not ended is taken to hang
+SHOWN = 10  # the most faults of each kind that are printed
 TOGETHER = 20  # failures that one fork goes through, one after the other
 
 
@@ -44,20 +46,25 @@ class Kind:
     times: int = 1
 
 
+# Libraries below end the process where they lack a few bytes: GLib and Rust always do, C++ where an exception may not leave. So
+# everybody's allocations count from LEAST bytes on, as tensors and rows of pixels have, and all of the package's own library.
+LEAST = 4096
 KINDS = {
     "allocation": Kind(1, errno.ENOMEM),
     "allocations": Kind(1, errno.ENOMEM, FOREVER),
-    "open": Kind(2, errno.EMFILE),
-    "opens": Kind(2, errno.EMFILE, FOREVER),
-    "read": Kind(3, errno.EIO),
-    "reads": Kind(3, errno.EIO, FOREVER),
-    "write": Kind(4, errno.ENOSPC),
-    "writes": Kind(4, errno.ENOSPC, FOREVER),
-    "flush": Kind(5, errno.EIO),
-    "name": Kind(6, errno.ENOSPC),
-    "names": Kind(6, errno.EPERM, FOREVER),
+    "own allocation": Kind(2, errno.ENOMEM),
+    "own allocations": Kind(2, errno.ENOMEM, FOREVER),
+    "open": Kind(3, errno.EMFILE),
+    "opens": Kind(3, errno.EMFILE, FOREVER),
+    "read": Kind(4, errno.EIO),
+    "reads": Kind(4, errno.EIO, FOREVER),
+    "write": Kind(5, errno.ENOSPC),
+    "writes": Kind(5, errno.ENOSPC, FOREVER),
+    "flush": Kind(6, errno.EIO),
+    "name": Kind(7, errno.ENOSPC),
+    "names": Kind(7, errno.EPERM, FOREVER),
 }
-MEMORY = ("allocation", "allocations")
+MEMORY = tuple(kind for kind in KINDS if "allocation" in kind)
 FILES = tuple(kind for kind in KINDS if kind not in MEMORY)
 
 
@@ -67,7 +74,8 @@ FILES = tuple(kind for kind in KINDS if kind not in MEMORY)
 def build_shim(folder: Path) -> Path:
     """The preloaded library, compiled. Raises OSError or subprocess.CalledProcessError where that is not possible."""
     made = folder / "faults.so"
-    command = [os.environ.get("CC", "cc"), "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", made, HERE / "shim.c"]
+    options = ["-O1", "-shared", "-fPIC", "-fexceptions", "-Wall", "-Wextra", "-Werror"]
+    command = [os.environ.get("CC", "cc"), *options, "-o", made, HERE / "shim.c", "-Wl,--no-as-needed", "-lstdc++"]
     subprocess.run(command, check=True, capture_output=True)
     return made
 
@@ -76,7 +84,16 @@ def _shim() -> ctypes.CDLL:
     shim = ctypes.CDLL(None)
     shim.faults_arm.argtypes = [ctypes.c_int, ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_size_t]
     shim.faults_disarm.restype = ctypes.c_long
+    shim.faults_asked.restype = ctypes.c_char_p
+    shim.faults_own.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
     return shim
+
+
+def _own_code() -> tuple[int, int]:
+    """Where the package's own library lies in memory."""
+    with open("/proc/self/maps") as lines:
+        places = [line.split()[0].split("-") for line in lines if "libadabm_cpu" in line]
+    return (int(places[0][0], 16), int(places[-1][1], 16)) if places else (0, 0)
 
 
 # ---- work
@@ -87,14 +104,12 @@ class Work:
     """A piece of work.
 
     prepare: makes what the folder holds before. do: does the work and returns what is compared; it raises what the work raises, and
-    SystemExit for the exit status of a command. kinds: the kinds of calls that fail. least: the bytes below which an allocation is
-    none that counts.
+    SystemExit for the exit status of a command. kinds: the kinds of calls that fail.
     """
 
     prepare: Callable[[Path], None]
     do: Callable[[Path], Any]
     kinds: tuple[str, ...]
-    least: int = 0
 
 
 def held(folder: Path) -> dict[str, bytes]:
@@ -124,8 +139,8 @@ def _works() -> dict[str, Work]:
     config = adabm_kernels.ConvertConfig(steps=0)
     float_model = small_edsr(blocks=1)
     network = adabm_kernels.convert_model(float_model, calibration=noise(2), config=config)
-    x = noise(1, 20, 24)[0]
-    rows = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+    x = noise(1, 40, 48)[0]
+    rows = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
 
     def convert(folder: Path) -> Any:
         model = adabm_kernels.convert_model(float_model, calibration=noise(1), config=config)
@@ -142,7 +157,7 @@ def _works() -> dict[str, Work]:
         (folder / "in").mkdir()
         save(folder)
         for i, name in enumerate(("a.png", "b.jpg", "c.tif", "d.webp", "e.bmp")):
-            PIL.Image.fromarray(rows[: 16 + i]).save(folder / "in" / name)
+            PIL.Image.fromarray(rows[: 32 + i]).save(folder / "in" / name)
         PIL.Image.fromarray(rows).quantize(9).save(folder / "in" / "f.png")
 
     def command(*names: str) -> Callable[[Path], Any]:
@@ -166,7 +181,7 @@ def _works() -> dict[str, Work]:
     return {
         "forward": Work(_nothing, lambda folder: network(x).tolist(), MEMORY),
         "upscale": Work(_nothing, lambda folder: adabm_kernels.upscale(rows, network).tolist(), MEMORY),
-        "convert": Work(_nothing, convert, MEMORY, 256),
+        "convert": Work(_nothing, convert, MEMORY),
         "save": Work(_nothing, save, tuple(KINDS)),
         "load": Work(lambda folder: void(save(folder)), load, (*MEMORY, "open", "opens", "read", "reads")),
         "picture": Work(pictures, command(*upscale, "in/a.png", "-o", "out.png"), tuple(KINDS)),
@@ -176,7 +191,7 @@ def _works() -> dict[str, Work]:
         "bmp": Work(pictures, command(*upscale, "in/e.bmp", "-o", "out.bmp"), FILES),
         "palette": Work(pictures, command(*upscale, "in/f.png", "-o", "out.png", "--scale", "1.5"), FILES),
         "folder": Work(pictures, command(*upscale, "in", "-o", "out", "--existing", "skip"), tuple(KINDS)),
-        "calibrate": Work(weights, command(*calibrate, "-o", "out.safetensors"), tuple(KINDS), 1024),
+        "calibrate": Work(weights, command(*calibrate, "-o", "out.safetensors"), tuple(KINDS)),
     }
 
 
@@ -229,7 +244,8 @@ def attempt(work: Work, folder: Path, kind: Kind, n: int, want: Any = None) -> S
     os.dup2(os.open(said, os.O_RDWR | os.O_CREAT | os.O_TRUNC), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     shim, result, error, faults = _shim(), None, None, []
-    shim.faults_arm(kind.number, n, kind.times, kind.error, work.least)
+    shim.faults_own(*_own_code())
+    shim.faults_arm(kind.number, n, kind.times, kind.error, LEAST)
     try:
         result = work.do(folder)
     except BaseException as caught:  # noqa: BLE001 - it is judged below
@@ -243,7 +259,7 @@ def attempt(work: Work, folder: Path, kind: Kind, n: int, want: Any = None) -> S
         if result != want:
             faults.append("another result, and no error")
     else:
-        faults += _judged(error, words, lacks_memory if kind.number == KINDS["allocation"].number else None)
+        faults += _judged(error, words, lacks_memory if kind.error == errno.ENOMEM else None)
         found = held(folder)
         faults += [f"{name} is left" for name in found if ".adabm" in name]
         if isinstance(want, dict):
@@ -262,6 +278,8 @@ def _judged(error: BaseException, words: str, lacks_memory: Callable[[BaseExcept
         fine = words.startswith("adabm: ") and "unexpected" not in words and "Traceback" not in words and error.code in (1, 2)
         fine = fine and (lacks_memory is None or "not enough memory" in words)
         return [] if fine else [f"exit status {error.code} after {words[-600:]!r}"]
+    if type(error).__name__ == "PanicException":  # Rust's, where it does not end the process
+        return []
     if lacks_memory is not None:
         return [] if lacks_memory(error) else [f"the error {error!r}, which says nothing of memory"]
     return [] if isinstance(error, OSError | ValueError | RuntimeError) and "Traceback" not in words else [f"the error {error!r}"]
@@ -270,18 +288,24 @@ def _judged(error: BaseException, words: str, lacks_memory: Callable[[BaseExcept
 @dataclass
 class Tally:
     """calls: how many there were. tried: how many failed in turn. right, refused: how often the work was done nevertheless, and how
-    often it said what was wrong. faults: by number of the call, what else was seen."""
+    often it said what was wrong. ended: how often a library below ended the process for want of its own memory, and nothing was
+    left. faults: by number of the call, what else was seen."""
 
     calls: int = 0
     tried: int = 0
     right: int = 0
     refused: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
     faults: dict[int, str] = field(default_factory=dict)
+
+
+_warm: set[str] = set()  # work whose modules are imported
 
 
 def sweep(name: str, work: Work, kind: str, numbers: Callable[[int], Iterable[int]] = lambda calls: range(1, calls + 1)) -> Tally:
     """Fails the calls of one kind in turn. numbers: which of them, by how many there are."""
     tally = Tally()
+    _shim().faults_asked()  # from here on forks share it
     with tempfile.TemporaryDirectory(prefix="adabm-faults-") as place:
         folder, said = Path(place, "folder"), Path(place, "stderr")
 
@@ -300,9 +324,11 @@ def sweep(name: str, work: Work, kind: str, numbers: Callable[[int], Iterable[in
             return list(sys.modules)
 
         warnings.simplefilter("ignore")
-        for module in in_fork(modules):
-            with suppress(Exception):
-                importlib.import_module(module)  # what the work imports is not what fails
+        if name not in _warm:
+            for module in in_fork(modules):
+                with suppress(Exception):
+                    importlib.import_module(module)  # what the work imports is not what fails
+            _warm.add(name)
         undisturbed = in_fork(lambda: each([FOREVER]))[FOREVER]
         tally.calls, want = undisturbed.calls, undisturbed.result
         waiting = [list(numbers(tally.calls))]
@@ -315,9 +341,13 @@ def sweep(name: str, work: Work, kind: str, numbers: Callable[[int], Iterable[in
                 if len(batch) > 1:  # to see which of them it was
                     waiting += [[n] for n in batch]
                     continue
-                tally.faults[batch[0]] = f"{error}: {said.read_text(errors='replace')[-300:]!r}"
-                left = [path.name for path in folder.rglob("*.tmp")]
-                tally.faults[batch[0]] += f", and {left} left" if left else ""
+                asked = Path(_shim().faults_asked().decode()).name
+                left = [path.name for path in folder.rglob(".adabm*")]
+                tally.tried += 1
+                if kind in MEMORY and asked and "adabm" not in asked and not left:
+                    tally.ended[asked] += 1
+                else:
+                    tally.faults[batch[0]] = f"{error}, {left} left: {said.read_text(errors='replace')[-300:]!r}"
                 continue
             for n, seen in found.items():
                 tally.tried += 1
@@ -356,10 +386,11 @@ def main() -> int:
             found += len(tally.faults)
             print(
                 f"{name}, {kind}: {tally.calls} calls, {tally.tried} failed in turn: {tally.right} done nevertheless, "
-                f"{tally.refused} refused in words, {len(tally.faults)} faults",
+                f"{tally.refused} refused in words, {len(tally.faults)} faults"
+                + "".join(f", {count} ended by {library}" for library, count in tally.ended.items()),
                 flush=True,
             )
-            for n, fault in tally.faults.items():
+            for n, fault in list(tally.faults.items())[:SHOWN]:
                 print(f"    call {n}: {fault}", flush=True)
     return 1 if found else 0
 

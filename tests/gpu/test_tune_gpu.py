@@ -16,20 +16,19 @@ from typing import Any
 
 import pytest
 import torch
+from pretended_card import PLACE, Card
 from small import small_edsr
 
 from adabm_kernels import ConvertConfig, convert_model, files, machine, save
-from adabm_kernels.backends import cards, devices, gpu_times, reference
+from adabm_kernels.backends import cards, devices, gpu_times
 from adabm_kernels.backends.launches import changed
 from adabm_kernels.commands import tune
-from adabm_kernels.nn.conv import IntegerConv2d
 from adabm_kernels.ops import library
 from adabm_kernels.quantize import padded_channels
 from adabm_kernels.tuning import gpu as tune_gpu
 from adabm_kernels.tuning import prefill
 
 pytestmark = pytest.mark.skipif(bool(devices.why_no_triton()), reason=devices.why_no_triton())
-PLACE = {"card": "a card", "date": "2026-01-02", "triton": "3", "torch": "2", "adabm": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -40,44 +39,11 @@ def model() -> torch.nn.Module:
     return convert_model(small_edsr(blocks=1), [images], config)
 
 
-class Card:
-    """A pretended card that takes a time of its own for each config; notes what it timed."""
-
-    def __init__(self) -> None:
-        from adabm_kernels.backends.triton import tuning
-
-        self.tuning, self.timed, self.times, self.wrong = tuning, [], {}, ""
-        self.refuses: Callable[[Any], bool] = lambda config: False
-        self.default = 9.0  # microseconds
-
-    def milliseconds(self, work: Callable[[], None]) -> float:
-        config = self.tuning._forced
-        self.timed.append(config)
-        return self.times.get(config, self.default) / 1e3
-
-    def module(self, name: str) -> SimpleNamespace:
-        def conv2d_out(conv: Any, to: Any) -> None:
-            config = self.tuning._forced
-            if name == "triton" and config is not None and self.refuses(config):
-                raise ValueError("out of resource: shared memory\nmore of it")
-            reference.conv2d_out(conv, to)
-            if name == "triton" and self.wrong in (config, "any"):
-                (to.y_q if to.y is None else to.y).add_(1)
-
-        return SimpleNamespace(conv2d_out=conv2d_out)
-
-
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Card:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = Card()
-    monkeypatch.setattr(tune_gpu, "backend_module", made.module)
-    monkeypatch.setattr(tune_gpu, "capability", lambda: 90)
-    monkeypatch.setattr(tune_gpu, "place", lambda: PLACE)
-    monkeypatch.setattr(tune_gpu, "choose", lambda problem, backend: None)
-    monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self)
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
-    monkeypatch.setattr(IntegerConv2d, "set_backend", lambda self, backend, threads: None)
+    made.stand_in(monkeypatch.setattr)
     made.tuning.measured.cache_clear()
     gpu_times.measured.cache_clear()
     yield made

@@ -1,4 +1,4 @@
-"""`python tests/fuzz/kills.py --kills 100 upscale save calibrate`: work that is killed at random moments, then done to its end.
+"""`python tests/faults/kills.py --kills 100 upscale save calibrate tune`: work that is killed at random moments, then done again.
 
 Each attempt runs in a fork of this process, which has imported all it needs and started no thread, and is killed by SIGKILL after a
 random part of the time that the work takes. Afterwards the work is done once more to its end: what it made must equal what it makes
@@ -8,6 +8,9 @@ undisturbed, and nothing else may be left in the folder. Between two kills every
 from __future__ import annotations
 
 import argparse
+import functools
+import json
+import operator
 import os
 import random
 import shutil
@@ -15,9 +18,11 @@ import signal
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "helpers")]
@@ -30,6 +35,7 @@ from small import repeating_edsr  # noqa: E402
 
 import adabm_kernels  # noqa: E402
 from adabm_kernels import cli, convert, evaluate, images, upscaling  # noqa: E402,F401
+from adabm_kernels.backends import devices  # noqa: E402
 from adabm_kernels.checkpoint import load, save  # noqa: E402
 from adabm_kernels.commands.common import Progress  # noqa: E402,F401
 
@@ -37,12 +43,14 @@ from adabm_kernels.commands.common import Progress  # noqa: E402,F401
 @dataclass(frozen=True)
 class Work:
     """prepare: what the folder holds before. do: the work, which ends with exit status 0. outputs: names of what it makes.
-    whole: what is read of an output, and raises where it is not whole."""
+    whole: what is read of an output, and raises where it is not whole. agrees: whether what was read of an output, between two
+    kills, may be there where the whole work makes the second."""
 
     prepare: Callable[[Path], None]
     do: Callable[[Path], int]
     outputs: tuple[str, ...]
     whole: Callable[[Path], object]
+    agrees: Callable[[Any, Any], bool] = operator.eq
 
 
 def _pictures(folder: Path, count: int, side: int) -> None:
@@ -85,11 +93,43 @@ def _calibrate(folder: Path) -> int:
     return cli.main(["calibrate", *names, "--steps", "12", "--threads", "1", "--existing", "replace", "--no-check"])
 
 
+def _tune(folder: Path) -> int:
+    """`adabm tune`, on a card that is not there and takes a time of its own for each config."""
+    from pretended_card import Card
+
+    from adabm_kernels.commands import tune
+    from adabm_kernels.tuning import gpu
+
+    card = Card()
+    card.milliseconds = lambda work: zlib.crc32(repr(card.tuning._forced).encode()) % 1000 / 1e3
+    card.stand_in(setattr)
+    gpu.SIZES = (8,)
+    candidates = card.tuning.candidates
+    card.tuning.candidates = lambda *shape: candidates(*shape)[: gpu.FIRST + 2]
+    gpu.kinds_of = functools.partial(gpu.kinds_of, sizes=gpu.SIZES)
+    gpu.tune_launches = functools.partial(gpu.tune_launches, milliseconds=card.milliseconds)
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    model = load(adabm_kernels.builtin_models()["edsr_x4_w4a4"])
+    tune.measure({"edsr": model}, None, lambda line: None, "no library")
+    return 0
+
+
+def _entries(path: Path) -> object:
+    return json.loads(path.read_text())
+
+
+def _measured_before(entries: dict, whole: dict) -> bool:
+    """Whether a table holds what was measured until some moment."""
+    return all(key in whole and entry["tried"] <= whole[key]["tried"] for key, entry in entries.items())
+
+
 WORKS = {
     "upscale": Work(lambda folder: _pictures(folder, 3, 32), _upscale, ("out/0_x4.png", "out/1_x4.png", "out/2_x4.png"), _decoded),
     "save": Work(lambda folder: None, _save, ("m.safetensors",), _tensors),
     "calibrate": Work(_weights, _calibrate, ("m.safetensors",), _tensors),
 }
+if not devices.why_no_triton():
+    WORKS["tune"] = Work(lambda folder: None, _tune, ("adabm_kernels/tuning.json",), _entries, _measured_before)
 
 
 def forked(work: Work, folder: Path) -> int:
@@ -138,7 +178,7 @@ def kill_often(name: str, kills: int, seed: int) -> int:
             met += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
             for output in work.outputs:
                 if (folder / output).exists():
-                    assert work.whole(folder / output) == want[output], f"{output} is whole, and another"
+                    assert work.agrees(work.whole(folder / output), want[output]), f"{output} is whole, and another"
             if all((folder / output).exists() for output in work.outputs):
                 shutil.rmtree(folder)
                 folder.mkdir()

@@ -1,4 +1,4 @@
-"""Work that is killed at any moment is done again to an equal end. `python tests/fuzz/kills.py` kills a hundred times."""
+"""Work that is killed at any moment is done again to an equal end. `python tests/faults/kills.py` kills a hundred times."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from command_line import ENVIRONMENT
+
+from adabm_kernels.backends import devices
 
 SCRIPT = Path(__file__).with_name("kills.py")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -29,5 +31,6 @@ def test_a_folder_and_a_model_survive_kills() -> None:
 
 @forks
 @pytest.mark.slow
-def test_a_calibration_survives_kills() -> None:
-    assert "calibrate: 10 kills" in kill(10, "calibrate")
+def test_a_calibration_and_tuning_survive_kills() -> None:
+    works = ["calibrate"] if devices.why_no_triton() else ["calibrate", "tune"]
+    assert kill(10, *works).count("10 kills") == len(works)
