@@ -70,7 +70,7 @@ CXX_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract
 # frames that hold arrays, relocations that are read-only once the library is loaded, and a stack that runs no code. A system may
 # have set _FORTIFY_SOURCE already. Sanitizers check more than it does, and cannot see through its copies.
 STACK_PROTECTOR = ["-fstack-protector-strong"]
-FORTIFY_SOURCE = ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"]
+FORTIFY_SOURCE = [["-U_FORTIFY_SOURCE", f"-D_FORTIFY_SOURCE={level}"] for level in (3, 2)]  # the C library warns of 3 before GCC 12
 HARDENED_LINK = ["-z,relro", "-z,now", "-z,noexecstack"]
 GCC_HEADER_NOISE = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC 12 warns inside its own intrinsics
 
@@ -91,9 +91,10 @@ def knows(cxx: str, flags: list[str]) -> bool:
 
 
 def hardened(cxx: str) -> list[str]:
-    """The flags of these that the compiler takes, for host code."""
-    fortified = [] if "-fsanitize" in cxx else FORTIFY_SOURCE
-    return [flag for flags in (STACK_PROTECTOR, fortified) if knows(cxx, ["-O2", *flags]) for flag in flags]
+    """The flags of these that compiler and C library take without a warning, for host code."""
+    protector = STACK_PROTECTOR if knows(cxx, STACK_PROTECTOR) else []
+    levels = [] if "-fsanitize" in cxx else FORTIFY_SOURCE
+    return protector + next((flags for flags in levels if knows(cxx, ["-O2", *flags, "-include", "cstdlib"])), [])
 
 
 def find_ninja() -> str:

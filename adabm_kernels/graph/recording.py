@@ -129,7 +129,8 @@ def _multiple(message: str, most: int) -> tuple[int, int]:
     largest value that the least side may have.
     """
     conditions = re.findall(r"generated guard (.*)\.$", message, re.MULTILINE)
-    codes = [compile(re.sub(r"L\['\w+'\]\.size\(\)", "size", text), "guard", "eval") for text in conditions]
+    # The picture is L['x'], and before torch 2.7 L['args'][0][0].
+    codes = [compile(re.sub(r"L\['\w+'\](\[\d+\])*\.size\(\)", "size", text), "guard", "eval") for text in conditions]
     names = {"__builtins__": {}, "max": max, "min": min, "Max": max, "Min": min, "IntInfinity": lambda: math.inf}
 
     def holds(size: tuple[int, ...]) -> bool:

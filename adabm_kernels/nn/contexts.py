@@ -124,6 +124,9 @@ def _plainly(compute: Compute, x: torch.Tensor, offset: torch.Tensor | None, *re
     if kind in _AUTOCAST and torch.is_autocast_enabled(kind):
         with torch.autocast(kind, enabled=False):
             return _plainly(compute, x, offset, *rest)
+    if torch.compiler.is_compiling():
+        # Nothing here needs gradients, and torch 2.6 cannot load an exported program that turns them off.
+        return compute(x, offset, *rest)
     with torch.no_grad():
         return compute(x, offset, *rest)
 

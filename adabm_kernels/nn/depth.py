@@ -108,6 +108,7 @@ class DecidesDepths(nn.Module):
     exit: ExitParameters | None
     easy: LinearExit | None
     choice: Choice
+    deep: int  # the depth of tiles with all blocks: the number of blocks, or MAX_DEPTH where that is less
     _depth: str | int
     _threads: int
 
@@ -119,11 +120,6 @@ class DecidesDepths(nn.Module):
 
     def _codes_of_pixels(self, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
-
-    @property
-    def deep(self) -> int:
-        """The depth of tiles with all blocks: the number of blocks, or the most that a depth can be where that is less."""
-        return min(self.spec.block_count, MAX_DEPTH)
 
     def set_depth(self, depth: str | int = "auto") -> None:
         """Sets for which tiles the network's blocks are computed.
