@@ -26,8 +26,6 @@ _ARGUMENTS = re.compile(
     r"^(?:max_memory|depth|graph|scale|width and height|width|height|fit)(?= must )"
     r"|(?<= where )(?:scale|width|height|fit)(?= is given)"
 )
-
-
 _TORCH_BYTES = 640 << 20  # the address space that torch for CPUs needs to be imported and to compute a little
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters except tab and line feed
 

@@ -79,7 +79,8 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
             check_fraction(fraction)
         self.fraction = fraction
         self.spec, self.config, self.scale = spec, config, spec.scale
-        self.deep = min(spec.block_count, MAX_DEPTH)  # read now: torch.export of 2.6 fails at a cached property that nobody has read
+        # This is read now, because torch.export of 2.6 fails at a cached property that nobody has read.
+        self.deep = min(spec.block_count, MAX_DEPTH)
         self.parameters_by_name, self.floats = dict(parameters), dict(floats)
         self.float_state = None if float_state is None else dict(float_state)
         self.full = config.quantize == "full"
