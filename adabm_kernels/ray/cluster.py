@@ -102,6 +102,11 @@ def check_address(address: str) -> str:
         answer = subprocess.run(command, capture_output=True, timeout=_ANSWER_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise RuntimeError(_no_answer(address, f"no answer of Ray within {_ANSWER_SECONDS} seconds")) from error
+    if answer.returncode and b"AuthenticationError" in answer.stderr:
+        raise RuntimeError(
+            f"the Ray cluster at '{address}' asks for a token, which this process does not give: set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        )
     if answer.returncode:
         raise RuntimeError(_no_answer(address, "nothing there answers as Ray does"))
     return address

@@ -305,6 +305,16 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch) -> None:
         cluster.require_ray()
 
 
+def test_a_cluster_that_asks_for_a_token(monkeypatch) -> None:
+    refused = subprocess.CompletedProcess([], 1, b"", b"ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: refused)
+    with pytest.raises(
+        RuntimeError, match=r"the Ray cluster at 'auto' asks for a token, .*: set RAY_AUTH_MODE=token, and RAY_AUTH_"
+    ):
+        cluster.check_address("auto")
+
+
 def test_importing_loads_no_ray() -> None:
     code = "import sys, adabm_kernels; adabm_kernels.ray.upscale_dataset; print({'ray', 'pyarrow', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
