@@ -197,6 +197,8 @@ def _unshuffle(to: Writing, node: PixelUnshuffle, x: str) -> str:
 
 
 def _resize(to: Writing, node: Resize, x: str) -> str:
+    if node.antialias and node.mode == "bicubic" and node.factor > 1 and node.factor == int(node.factor):
+        return _enlarged(to, node, x)
     settings: dict[str, Any] = {"mode": _MODES[node.mode], "coordinate_transformation_mode": "half_pixel"}
     if node.mode == "nearest":
         settings |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -208,6 +210,25 @@ def _resize(to: Writing, node: Resize, x: str) -> str:
         settings |= {"antialias": 1, "exclude_outside": 1}  # weights of pixels outside are given to those inside, as torch does
     scales = to.floats([1, 1, node.factor, node.factor])
     return to.op("Resize", x, "", scales, name=node.name, **settings)
+
+
+def _enlarged(to: Writing, node: Resize, x: str) -> str:
+    """Bicubic enlargement of a whole factor as torch has it with antialiasing, and MATLAB: Keys' kernel with a = -0.5, whose
+    weights are divided by their sum inside the picture. It is a convolution, because OpenVINO's resizing ignores that setting."""
+    factor = int(node.factor)
+    sides = [to.side(x, axis) for axis in range(4)]
+    places = (np.arange(factor) + 0.5) / factor - 0.5  # of the outputs of one pixel, in pixels from its middle
+    apart = np.abs(np.arange(-2, 3)[None] - places[:, None])
+    inner, outer = 1.5 * apart**3 - 2.5 * apart**2 + 1, -0.5 * apart**3 + 2.5 * apart**2 - 4 * apart + 2
+    taps = np.where(apart <= 1, inner, np.where(apart < 2, outer, 0.0))
+    kernels = np.einsum("ir,js->ijrs", taps, taps).reshape(factor**2, 1, 5, 5)
+    weight, around = to.floats(kernels, f"{node.name}/cubic"), {"pads": [2, 2, 2, 2]}
+    single = to.op("Reshape", x, to.sizes(-1, 1, *sides[2:]))
+    ones = to.op("Expand", to.floats([[[[1.0]]]]), to.sizes(1, 1, *sides[2:]))
+    summed = to.op("Div", to.op("Conv", single, weight, **around), to.op("Conv", ones, weight, **around))
+    y = to.op("DepthToSpace", summed, blocksize=factor, mode="CRD")
+    larger = [to.op("Mul", side, to.integers([factor])) for side in sides[2:]]
+    return to.op("Reshape", y, to.sizes(*sides[:2], *larger), name=node.name)
 
 
 def _pad(to: Writing, node: Pad, x: str) -> str:

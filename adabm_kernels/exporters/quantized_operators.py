@@ -247,6 +247,8 @@ class QuantizedWriting:
             slope = slopes(item, self.model.plain_tensor)
             assert slope is not None
             y = to.op("PRelu", y, to.floats(slope.numpy().reshape(-1, 1, 1), f"{item.conv.key}.slope"))
+        elif item.function != "none":
+            raise ValueError(f"'{item.name}': the activation {item.function} of an integer convolution is not written as ONNX")
         if item.shuffle > 1:
             y = to.op("DepthToSpace", y, blocksize=item.shuffle, mode="CRD")
         if item.residual is not None:
