@@ -323,7 +323,9 @@ def pythons_table(results: dict[str, Result]) -> Iterator[str]:
     plain = [cell for cell in all_cells(False) if isinstance(cell, PythonCell)]
     more = [cell for cell in all_cells(True) if isinstance(cell, PythonCell) and cell.key in results]
     rows = []
-    for cell in sorted(dict.fromkeys(plain + more), key=lambda cell: (TORCHES.index(cell.torch), PYTHONS.index(cell.python), cell.others)):
+    for cell in sorted(
+        dict.fromkeys(plain + more), key=lambda cell: (TORCHES.index(cell.torch), PYTHONS.index(cell.python), cell.others)
+    ):
         result = results.get(cell.key, UNTRIED)
         versions = [result.versions.get(name, "") for name in SHOWN]
         rows.append((cell.python, cell.torch, cell.others, *versions, result.tests, outcome(result)))
