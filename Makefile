@@ -1,5 +1,6 @@
 # make demo | lint | test | test-all | fuzz | sanitize | bench: each sets up all it needs in .venv. PYTHON names the interpreter to make it from.
-# fuzz takes MINUTES, 10 unless it is told.
+# fuzz takes MINUTES, 10 unless it is told. make matrix | lock | licences | audit: versions and what is installed, docs/versions.md;
+# matrix takes CELLS, options of tests/package/matrix.py.
 # test-all takes the long sweeps too, and builds the Triton kernels with every release of Triton that they are known to work with.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 
 MINUTES ?= 10
 
-.PHONY: demo test test-all fuzz sanitize bench lint clean
+.PHONY: demo test test-all fuzz sanitize bench lint clean matrix lock licences audit
 
 # Releases of Triton beside the one of requirements-test.txt, each in a folder of its own (0.6 to 1 GB): the oldest that the kernels
 # need and the newest; test-all takes those between too. Triton comes for Linux alone.
@@ -36,12 +37,12 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 # The fuzzer of the C interface, on the package's own library, and on the scalar kernels and all that is common with sanitizers:
 # without their flags the files of the other instruction sets hold nothing.
 FUZZER := g++ -std=c++17 -O1 -ffp-contract=off -DADABM_FUZZ_MAIN -Icsrc -Icsrc/include
-build/fuzz/abi: tests/fuzz/native/abi.cpp $(VENV)/.package
+build/fuzz/abi: tests/fuzz/native/abi.cpp csrc/include/adabm/adabm.h $(VENV)/.package
 	@mkdir -p $(@D)
 	$(FUZZER) $< -o $@ -Ladabm_kernels/_lib -l:libadabm_cpu.so -Wl,-rpath,$(CURDIR)/adabm_kernels/_lib
-build/fuzz/abi_sanitized: tests/fuzz/native/abi.cpp $(wildcard csrc/common/*.cpp csrc/cpu/*.cpp csrc/cpu/isa/*.cpp)
+build/fuzz/abi_sanitized: tests/fuzz/native/abi.cpp $(filter csrc/common/% csrc/cpu/% csrc/include/%,$(SOURCES))
 	@mkdir -p $(@D)
-	$(FUZZER) -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -pthread $^ -o $@
+	$(FUZZER) -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -pthread $(filter %.cpp,$^) -o $@
 
 fuzz: $(VENV)/.test $(if $(shell command -v g++),build/fuzz/abi build/fuzz/abi_sanitized)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
@@ -54,6 +55,23 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks/results/latest.json
 	$(BIN)/python benchmarks/report.py benchmarks/results/latest.json
 
+# Every version that is worked with: interpreters, torch, the oldest and newest requirements, compilers. Half an hour to two.
+matrix: $(VENV)/.test
+	$(BIN)/pip install -q uv
+	$(BIN)/python tests/package/matrix.py $(CELLS)
+
+lock: $(VENV)/.test
+	$(BIN)/pip install -q uv
+	$(BIN)/python tests/package/supply_chain.py lock
+
+licences: $(VENV)/.test
+	$(BIN)/python tests/package/supply_chain.py licences
+
+# Asks a registry for known weaknesses of what is locked: needs its network service, and fails where that knows nothing of a package.
+audit: $(VENV)/.test
+	$(BIN)/pip install -q pip-audit
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements-bench-lock.txt
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,8 +81,11 @@ lint: $(VENV)/.test
 clean:
 	rm -rf $(VENV) build out *.egg-info adabm_kernels/_lib
 
-$(VENV)/.requirements: requirements.txt
+# Locked versions, by their digests, then torch, which is in no lock: its builds have other digests on every kind of machine.
+LOCKED = $(BIN)/pip install -q --require-hashes -r
+$(VENV)/.requirements: requirements.txt requirements-lock.txt
 	$(PYTHON) -m venv $(VENV)
+	$(LOCKED) requirements-lock.txt
 	$(BIN)/pip install -q -r requirements.txt
 	@touch $@
 
@@ -72,8 +93,13 @@ $(VENV)/.package: $(VENV)/.requirements $(SOURCES)
 	$(BIN)/pip install -q -e .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.package requirements-test.txt
-	$(BIN)/pip install -q -r requirements-test.txt
+$(VENV)/.test: $(VENV)/.package requirements-test-lock.txt $(VENV)/wheels/.downloaded
+	$(LOCKED) requirements-test-lock.txt
+	@touch $@
+
+# What a build in isolation needs, on disk, for tests that may not use the network.
+$(VENV)/wheels/.downloaded: requirements-test-lock.txt | $(VENV)/.requirements
+	$(BIN)/pip download -q --no-deps -d $(@D) setuptools ninja
 	@touch $@
 
 # A release stays what it is when the package's requirements change.
@@ -81,6 +107,6 @@ $(VENV)/triton-%/.installed: | $(VENV)/.requirements
 	$(BIN)/pip install -q --no-deps --upgrade --target $(@D) triton==$*
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.test requirements-bench.txt
-	$(BIN)/pip install -q -r requirements-bench.txt
+$(VENV)/.bench: $(VENV)/.test requirements-bench-lock.txt
+	$(LOCKED) requirements-bench-lock.txt
 	@touch $@

@@ -22,8 +22,8 @@ from ..networks.collapse import SMALLEST, collapse
 from ..networks.detect import float_network
 from ..networks.spec import NetworkSpec
 from ..quantize import check_fraction, to_pixels
-from ..registry import GPU_BACKENDS, Choice, Problem, check_device, choose
 from ..regions import MAX_DEPTH
+from ..registry import GPU_BACKENDS, Choice, Problem, check_device, choose
 from . import contexts
 from .bits import DecidesBits, RunningThresholds
 from .compile import Layer, Source, compile_steps, slices_aligned
@@ -79,8 +79,7 @@ class ConvertedNetwork(DecidesBits, DecidesDepths, contexts.WithoutParameters, C
             check_fraction(fraction)
         self.fraction = fraction
         self.spec, self.config, self.scale = spec, config, spec.scale
-        # This is read now, because torch.export of 2.6 fails at a cached property that nobody has read.
-        self.deep = min(spec.block_count, MAX_DEPTH)
+        self.deep = min(spec.block_count, MAX_DEPTH)  # read now: torch 2.6 exports no cached property that nobody has read
         self.parameters_by_name, self.floats = dict(parameters), dict(floats)
         self.float_state = None if float_state is None else dict(float_state)
         self.full = config.quantize == "full"

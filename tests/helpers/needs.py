@@ -88,6 +88,7 @@ def _ray() -> bool:
 
 
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
+WHEELS = Path(sys.prefix) / "wheels"  # what a build of the package in isolation takes, as `make test` lays it there
 BUILD, APT = "pip install -e .", "apt-get install"
 
 NEEDS = {
@@ -102,6 +103,7 @@ NEEDS = {
     "g++": Need("g++", _program("g++"), "kernels on other processors, GPU kernels on the CPU, builds", f"{APT} g++"),
     "readelf": Need("readelf", _program("readelf"), "that the libraries are hardened", f"{APT} binutils"),
     "make": Need("make", _program("make"), "the Makefile", f"{APT} make"),
+    "wheels": Need("wheels to build by", (WHEELS / ".downloaded").exists, "a build in isolation", "make test"),
     "nvcc": Need("nvcc", _program(os.environ.get("NVCC", "nvcc")), "the CUDA library, and what it spends", "NVIDIA's CUDA toolkit"),
     "cuobjdump": Need("cuobjdump and nvdisasm", _cuda_tools, "what GPU kernels are made of", "NVIDIA's CUDA toolkit, or Triton"),
     "chromium": Need("chromium", _program("chromium"), "the report page in a browser", f"{APT} chromium"),
