@@ -34,22 +34,15 @@ test-all: lint $(TRITONS_ALL:%=$(VENV)/triton-%/.installed)
 # The package is built again whenever a source of the native libraries is newer.
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-# The fuzzer of the C interface, on the package's own library, and on the scalar kernels and all that is common with sanitizers:
-# without their flags the files of the other instruction sets hold nothing.
-FUZZER := g++ -std=c++17 -O1 -ffp-contract=off -DADABM_FUZZ_MAIN -Icsrc -Icsrc/include
-build/fuzz/abi: tests/fuzz/native/abi.cpp csrc/include/adabm/adabm.h $(VENV)/.package
-	@mkdir -p $(@D)
-	$(FUZZER) $< -o $@ -Ladabm_kernels/_lib -l:libadabm_cpu.so -Wl,-rpath,$(CURDIR)/adabm_kernels/_lib
-build/fuzz/abi_sanitized: tests/fuzz/native/abi.cpp $(filter csrc/common/% csrc/cpu/% csrc/include/%,$(SOURCES))
-	@mkdir -p $(@D)
-	$(FUZZER) -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -pthread $(filter %.cpp,$^) -o $@
-
-fuzz: $(VENV)/.test $(if $(shell command -v g++),build/fuzz/abi build/fuzz/abi_sanitized)
+# It builds the programs that fuzz the C interface itself (tests/helpers/native_programs.py), with libFuzzer where there is a clang that has it.
+fuzz: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
 
-# Sanitizers for addresses, undefined behaviour, leaks and threads, and pages that may not be touched around every tensor.
+# Sanitizers for addresses, undefined behaviour, leaks and threads in programs of C++, valgrind where it is installed, and pages that
+# may not be touched around every tensor; then the tests of all that calls the CPU library, with sanitizers in every kernel of it.
 sanitize: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu/test_sanitizers.py tests/cpu/test_guard_pages.py -m "slow or not slow"
+	$(BIN)/python tests/fuzz/sanitized.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks/results/latest.json

@@ -1,4 +1,4 @@
-"""Fixtures that several test files of the command line use."""
+"""Fixtures that several test files of the command line use, and what all tests share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ import signal
 import pytest
 import torch
 from fake_model import FakeModel
+from hypothesis import settings
 
 from adabm_kernels import cli, machine
+
+# What hypothesis draws is the same in every run, whatever the machine's speed: a test that passed passes again. `make fuzz` draws
+# other inputs each time.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.load_profile("suite")
 
 
 def pytest_configure() -> None:

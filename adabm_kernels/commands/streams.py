@@ -24,6 +24,7 @@ _SUBSAMPLING = {"410": (4, 4), "411": (1, 4), "420": (2, 2), "422": (1, 2), "444
 _SITINGS = {"410": (3, 3), "420": (1, 1), "420jpeg": (1, 1), "420mpeg2": (1, 0), "420paldv": (0, 0)}
 _DEEP_SITINGS = {"420": (1, 0)}
 _LONGEST_HEADER = 4096
+_LONGEST_WORD = 60  # characters of a word of a header in a message
 _SIDE = re.compile(r"[0-9]{1,9}")  # a width or a height in pixels
 
 
@@ -84,17 +85,24 @@ def read_y4m(source: BinaryIO, matrix: str | None) -> Stream:
     if min(width, height) < 1:
         raise ValueError(f"--y4m must be given frames of at least one pixel, got {width}x{height}")
     if fields.get("I", "p") not in ("p", "?"):
-        raise ValueError(f"--y4m must be given progressive frames, got interlacing 'I{fields['I']}' (ffmpeg -vf yadif)")
+        raise ValueError(f"--y4m must be given progressive frames, got interlacing {_shown('I' + fields['I'])} (ffmpeg -vf yadif)")
     kind = fields.get("C") or next((word[7:].lower() for word in words if word.startswith("XYSCSS=")), "420")
     known = re.fullmatch(r"(410|411|420|422|444|mono)(?:p?(9|10|12|14|16))?|(420)(?:jpeg|mpeg2|paldv)|(444)alpha", kind)
     if known is None:
-        raise ValueError(f"--y4m must be given colour space 410, 411, 420, 422, 444 or mono of 8 to 16 bits, got 'C{kind}'")
+        raise ValueError(
+            f"--y4m must be given colour space 410, 411, 420, 422, 444 or mono of 8 to 16 bits, got {_shown('C' + kind)}"
+        )
     matrix = matrix or ("bt709" if height >= _HD_ROWS else "bt601")
     kept = tuple(word for word in words[1:] if word[0] not in "WH")
     full = "XCOLORRANGE=FULL" in map(str.upper, words)
     depth, chroma = int(known[2] or 8), known[1] or known[3] or known[4]
     siting = (_SITINGS if depth == 8 else _DEEP_SITINGS).get(kind if known[3] else chroma, (0, 0))
     return Stream(width, height, "", kept, _SUBSAMPLING[chroma], depth, full, MATRICES[matrix], siting, known[4] is not None)
+
+
+def _shown(word: str) -> str:
+    """A word of a header for a message: a hostile stream may have one of thousands of letters."""
+    return repr(word if len(word) <= _LONGEST_WORD else f"{word[:_LONGEST_WORD]}...")
 
 
 def read_frames(source: BinaryIO, stream: Stream) -> Iterator[list[np.ndarray]]:

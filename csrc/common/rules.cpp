@@ -57,6 +57,8 @@ void check_region(const adabm_region& r) {
   check_tiles("region.", r.tile, r.top, r.left);
   ADABM_REQUIRE(r.reach >= 0 && r.reach <= r.tile && r.pass_reach >= 0 && r.pass_reach <= r.tile,
                 "region.reach and pass_reach must be 0..tile %d, got %d and %d", r.tile, r.reach, r.pass_reach);
+  for (const int depth : {r.own_least, r.own_most, r.near_least, r.near_most, r.pass_least, r.pass_most})
+    ADABM_REQUIRE(depth >= 0 && depth <= 255, "region's depths must be 0..255, got %d", depth);
 }
 
 void check_features(const char* of, int format, int fraction) {
@@ -94,6 +96,7 @@ void check_rules(const adabm_conv2d_args& a) {
   ADABM_REQUIRE(!a.y_q || !a.y_image, "y_q and y_image must not both be given");
   ADABM_REQUIRE(!a.y_image || !a.y_pitch, "y_pitch must be 0 with y_image, got %d", a.y_pitch);
   ADABM_REQUIRE(!a.y_q || (a.out_grid && a.out_bits), "y_q needs out_grid and out_bits");
+  ADABM_REQUIRE(a.box_filter == 0 || a.box_filter == 1, "box_filter must be 0 or 1, got %d", a.box_filter);
   ADABM_REQUIRE(a.activation >= 0 && a.activation <= ADABM_ACT_PRELU, "activation must be 0..2, got %d", a.activation);
   ADABM_REQUIRE(a.activation != ADABM_ACT_PRELU || a.slope, "PReLU needs slope");
   ADABM_REQUIRE(a.shuffle >= 1 && a.shuffle <= kMaxShuffle, "shuffle must be 1..%d, got %d", kMaxShuffle, a.shuffle);

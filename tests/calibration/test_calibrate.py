@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 from PIL._util import DeferredError
@@ -52,7 +52,6 @@ def float_inputs(model, batch):
 # Weights.
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 8), st.floats(2**-10, 100))
 def test_published_weight_range_is_the_best_of_its_fifty(seed, bits, scale):
     """Tried from the largest weight, not the largest absolute one, as the authors' implementation does."""
@@ -166,7 +165,6 @@ def test_other_activation_ranges(act_ranges):
 # Bit-aware clipping.
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 8))
 def test_clipped_range_is_the_best_of_its_hundred(seed, bits):
     x = torch.randn(500, generator=torch.Generator().manual_seed(seed)) ** 3

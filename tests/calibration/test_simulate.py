@@ -238,7 +238,7 @@ def test_one_convolution_in_float32_against_float64(quantize):
     assert flips <= expected + 3 * expected**0.5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.builds(
         dict,

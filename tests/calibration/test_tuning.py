@@ -52,7 +52,7 @@ def distance_to_float(model, images):
 # Ranges.
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(2, 8))
 def test_every_channel_has_the_best_of_its_ranges(seed, bits):
     weight = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(seed))
@@ -131,7 +131,7 @@ def test_sensitivity_of_a_large_image_is_that_of_its_middle(monkeypatch):
         assert energy(image[..., :8, :]) == flat  # no more pixels than are probed
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(2, 5), st.floats(-1, 1))
 def test_allocation_is_the_best_of_all(seed, layers, spend):
     rng = np.random.default_rng(seed)

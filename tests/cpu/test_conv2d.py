@@ -81,7 +81,7 @@ def test_threads_do_not_change_the_result(threads: int) -> None:
         check(problem, ISAS[-1], threads=threads)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(problem=drawn_problems(), isa=st.sampled_from(ISAS or ["none"]), seed=st.integers(0, 99))
 def test_any_problem_equals_the_reference(problem: ConvProblem, isa: str, seed: int) -> None:
     check(problem, isa, seed, threads=1 + seed % 2)

@@ -57,7 +57,7 @@ def test_extreme_codes_and_weights_neither_saturate_nor_overflow(weight_bits: in
         check(problem, ISAS, extreme=True)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(problem=drawn_geometries(), seed=st.integers(0, 99))
 def test_any_geometry_equals_the_reference(problem: ConvProblem, seed: int) -> None:
     check(problem, ISAS, seed, threads=1 + seed % 3)

@@ -91,7 +91,7 @@ def test_named_geometries(p: ConvProblem, monkeypatch: pytest.MonkeyPatch) -> No
     assert status_in_a_child(lambda: check(p, monkeypatch)) == 0
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(p=st.one_of(drawn_geometries(), drawn_problems()))
 def test_drawn_problems(p: ConvProblem, monkeypatch: pytest.MonkeyPatch) -> None:
     assert status_in_a_child(lambda: check(p, monkeypatch)) == 0

@@ -280,6 +280,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("conv2d", {"y": None, "y_q": None, "y_acc": None}, "one of y, y_q, y_acc and y_image must be given"),
     ("conv2d", {"out_grid": None}, "y_q needs out_grid and out_bits"),
     ("conv2d", {"out_bits": None}, "y_q needs out_grid and out_bits"),
+    ("conv2d", {"box_filter": 2}, "box_filter must be 0 or 1, got 2"),
     ("conv2d", {"activation": 3}, "activation must be 0..2, got 3"),
     ("conv2d", {"activation": -1}, "activation must be 0..2, got -1"),
     ("conv2d", {"activation": 2, "slope": None}, "PReLU needs slope"),
@@ -320,6 +321,8 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
             ({"left": -1}, "region.top and left must be 0..7, got 0 and -1"),
             ({"reach": 9}, "region.reach and pass_reach must be 0..tile 8, got 9 and 0"),
             ({"pass_reach": -2}, "region.reach and pass_reach must be 0..tile 8, got 0 and -2"),
+            ({"own_most": 256}, "region's depths must be 0..255, got 256"),
+            ({"pass_least": -1}, "region's depths must be 0..255, got -1"),
         ]
     ],
     *[

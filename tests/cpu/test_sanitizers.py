@@ -1,7 +1,7 @@
-"""The CPU library's own code with sanitizers, and the flags that harden what is shipped.
+"""The CPU library's own code with sanitizers, valgrind, and the flags that harden what is shipped.
 
-These are the scalar kernels and everything that all instruction sets share. The others are held to them by tests/cpu/test_twins.py,
-and to their memory by tests/cpu/test_guard_pages.py.
+In every run these are the scalar kernels and everything that all instruction sets share. The others are held to them by
+tests/cpu/test_twins.py, and to their memory by tests/cpu/test_guard_pages.py; `make sanitize` has them with sanitizers too.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import native_programs as programs
 import pytest
-from needs import needs
+from needs import needs, processor_has
 
 from adabm_kernels import native
 
@@ -57,9 +58,9 @@ class Sanitized:
 
 def run(*command: str | Path) -> subprocess.CompletedProcess:
     """A sanitizer for threads finds no room for its shadow where addresses are too random: then it runs where they are not."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     if "unexpected memory mapping" in done.stderr and shutil.which("setarch"):
-        return subprocess.run(["setarch", "-R", *command], capture_output=True, text=True, timeout=300)
+        return subprocess.run(["setarch", "-R", *command], capture_output=True, text=True, timeout=3600)
     return done
 
 
@@ -103,6 +104,38 @@ def test_it_would_tell(sanitized: Sanitized) -> None:
         said = "data race"
     done = run(program, "6", "4")
     assert done.returncode != 0 and said in done.stderr, done.stdout + done.stderr
+
+
+# ---- all kernels
+
+
+@pytest.mark.slow
+@needs("g++")
+def test_drawn_problems_on_every_instruction_set(tmp_path: Path) -> None:
+    """With addresses, undefined behaviour and leaks watched. What the processor lacks is emulated."""
+    done = run(programs.with_sanitizers(tmp_path), "3", "3000", "20000")
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = dict(re.findall(r"^isa (\w+) ([0-9]+)$", done.stdout, re.MULTILINE))
+    if platform.machine() == "x86_64" and processor_has("avx2", "fma"):
+        assert all(int(calls[isa]) > 500 for isa in ("auto", "scalar", "avx2", "avxvnni", "amx"))
+
+
+@pytest.mark.slow
+@needs("cpu")
+@needs("g++")
+@needs("valgrind")
+def test_valgrind_finds_nothing(tmp_path: Path) -> None:
+    """On the library as it is shipped, with the instruction sets that valgrind knows: memory, leaks, values never written.
+
+    What the sleeping threads of the pool hold counts as possibly lost.
+    """
+    watched = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite"]
+    for main, arguments in ((CALLERS, ("1", "2")), (FUZZER, ("4", "3000", "600"))):
+        program = programs.own(tmp_path / main.stem, main)
+        done = run(*watched, program, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if main == FUZZER and platform.machine() == "x86_64" and processor_has("avx2", "fma"):
+            assert int(re.findall(r"^isa avx2 ([0-9]+)$", done.stdout, re.MULTILINE)[0]) > 20
 
 
 # ---- what is shipped

@@ -33,7 +33,7 @@ DEAR_DIRECT = replace(PRODUCTS_ALONE, costs=_ALONE | {"direct": {KINDS[0]: Cost(
 
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda t: t.name)
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_a_tile_computes_its_outputs_exactly(tile, data: st.DataObject) -> None:
     side = tile.kernel
@@ -144,7 +144,7 @@ def test_avx2_takes_words_where_sums_of_16_bits_are_short() -> None:
     assert heavy.picoseconds[8 - 2] == times.time("F(4x4)", "whole", 4.5, 64, 64, False)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     runs=st.integers(1, 3),
     quads=st.integers(1, 9),

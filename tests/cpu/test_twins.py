@@ -6,23 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from needs import needs, processor_has
+from emulated import amx_in_c, avxvnni_flags, replaced
+from needs import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/include"]
 NAMES = ("scalar", "neon", "avx2", "avxvnni", "avx512vnni", "amx")
 GCC_HEADER_NOISE = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-# AVX-VNNI's products have the same meaning as those that AVX512-VNNI has on 256 bits, which this encodes them as.
-VNNI_ON_256_BITS = [
-    "-mavx2",
-    "-mfma",
-    "-mavx512vl",
-    "-mavx512vnni",
-    "-D__AVXVNNI__",
-    "-D_mm256_dpbusd_avx_epi32=_mm256_dpbusd_epi32",
-    "-D_mm256_dpwssd_avx_epi32=_mm256_dpwssd_epi32",
-]
-VNNI_ON_AVX2 = ["-mavx2", "-mfma", "-D__AVXVNNI__", "-include", f"{ROOT}/tests/cpu/native/vnni_on_avx2.h"]
 # Its assembly as the intrinsics that SIMDe knows.
 PORTABLE_PRODUCTS = {
     'asm("vpdpbusd %2,%1,%0" : "+v"(acc) : "v"(codes), "v"(weights));': "acc = _mm512_dpbusd_epi32(acc, codes, weights);",
@@ -72,8 +62,7 @@ def test_neon_equals_its_scalar_twin(tmp_path):
 @needs("avx2")
 def test_avxvnni_equals_its_scalar_twin(tmp_path):
     """In AVX512-VNNI's encoding where the processor has that, else with its product made of AVX2's."""
-    flags = VNNI_ON_256_BITS if processor_has("avx512_vnni", "avx512vl") else VNNI_ON_AVX2
-    run(str(build(compiler("g++"), "avxvnni", flags, tmp_path)), "avxvnni")
+    run(str(build(compiler("g++"), "avxvnni", avxvnni_flags(), tmp_path)), "avxvnni")
 
 
 @needs("avx2")
@@ -86,12 +75,8 @@ def test_avx512vnni_equals_its_scalar_twin_in_portable_code(tmp_path):
     """On any x86 processor: SIMDe computes what each of AVX-512's intrinsics is defined to."""
     if platform.machine() != "x86_64":
         pytest.skip("the kernels multiply and add in one rounding with x86's FMA")
-    text = (ROOT / "csrc/cpu/isa/avx512vnni.cpp").read_text()
-    for assembly, intrinsic in PORTABLE_PRODUCTS.items():
-        assert text.count(assembly) == 1
-        text = text.replace(assembly, intrinsic)
     source = tmp_path / "avx512vnni.cpp"
-    source.write_text(text)
+    source.write_text(replaced((ROOT / "csrc/cpu/isa/avx512vnni.cpp").read_text(), PORTABLE_PRODUCTS))
     wanted = [f"-D__AVX512{part}__" for part in ("BW", "VL", "DQ", "VNNI")]
     flags = ["-O0", "-mfma", "-w", f"-I{ROOT}/tests/cpu/native/on_simde", *wanted]
     run(str(build(compiler("g++"), "avx512vnni", flags, tmp_path, source)), "avx512vnni")
@@ -99,12 +84,8 @@ def test_avx512vnni_equals_its_scalar_twin_in_portable_code(tmp_path):
 
 def test_amx_equals_its_scalar_twin_in_portable_code(tmp_path):
     """With the matrix unit in plain C++, and the scalar kernels for those of AVX512-VNNI."""
-    text, instruction = (ROOT / "csrc/cpu/isa/amx.cpp").read_text(), 'asm volatile("ldtilecfg %0" ::"m"(config));'
-    assert text.count(instruction) == 1
-    source = tmp_path / "amx.cpp"
-    source.write_text(text.replace(instruction, "amx_in_c::load_config(&config);"))
-    wanted = ["-D__AMX_TILE__", "-D__AMX_INT8__", "-Dkernels_avx512vnni=kernels_scalar", "-w"]
-    run(str(build(compiler("g++"), "amx", [f"-I{ROOT}/tests/cpu/native/amx_in_c", *wanted], tmp_path, source)), "amx")
+    source, flags = amx_in_c(tmp_path)
+    run(str(build(compiler("g++"), "amx", flags, tmp_path, source)), "amx")
 
 
 def test_a_kernel_that_is_not_there_is_named(tmp_path):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -55,7 +55,6 @@ def test_shaving_removes_the_border_alone():
     assert psnr_y(noisy, PICTURE, 4) < math.inf and ssim_y(noisy, PICTURE, 4) < 1
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_symmetry_bounds_and_identity(data):
     a = data.draw(PICTURES)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -30,7 +30,6 @@ def test_scale_one_changes_nothing(image):
     assert np.array_equal(imresize(image, 1), image)
 
 
-@settings(deadline=None)
 @given(IMAGES, st.sampled_from([0.25, 1 / 3, 0.5, 0.8, 1.5, 2, 3, 4]))
 def test_size_type_and_mirrors(image, scale):
     out = imresize(image, scale)

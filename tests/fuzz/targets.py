@@ -7,11 +7,14 @@ inputs for each target, `python tests/fuzz/run.py` as many as its time allows.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import io
 import json
 import os
 import re
+import resource
+import shutil
 import struct
 import sys
 import tempfile
@@ -54,6 +57,8 @@ from adabm_kernels.planning import times
 SECONDS = 1.0  # of the processor, for a small input
 _SLACK = 4.0  # times as long where other work runs beside
 LONGEST = 2000  # characters of a message
+MEMORY = 310 << 20
+"""Bytes by which a small input may let the process grow beyond the most it ever had: ten times the input and 300 MB."""
 MAX_PIXELS = 1 << 16
 """Of pictures and frames: a larger one is a matter of --max-pixels, not of the parser."""
 
@@ -78,7 +83,7 @@ def target(make: Callable[[], Target]) -> Callable[[], Target]:
 
 def refused_or_read(read: Callable[[], Any], *refusals: type[Exception]) -> Any:
     """What `read` gives, None where it refuses with one of these exceptions, in one short line and soon."""
-    start = time.process_time()
+    start, held = time.process_time(), _most_held()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -91,11 +96,21 @@ def refused_or_read(read: Callable[[], Any], *refusals: type[Exception]) -> Any:
     finally:
         spent = time.process_time() - start
         assert spent < SECONDS * _SLACK, f"it took {spent:.2f} s"
+        assert (grown := _most_held() - held) < MEMORY, f"it took {grown >> 20} MB"
+
+
+def _most_held() -> int:
+    """The most bytes of memory that this process has ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @functools.cache
 def folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="adabm-fuzz-"))
+    """Where files of inputs are written: in memory, where the system has such a folder."""
+    memory = Path("/dev/shm")
+    made = Path(tempfile.mkdtemp(prefix="adabm-fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 # ---- parts of inputs

@@ -313,6 +313,12 @@ def test_a_width_is_digits(width: str) -> None:
     assert "--y4m must be given" in refusal(lambda: read_y4m(header, None), ValueError)
 
 
+@pytest.mark.parametrize("word", ["C444" + "x" * 3000, "Ix" + "x" * 3000, "C\x1b[2J" + "x" * 3000])
+def test_a_long_word_of_a_header_is_shortened(word: str) -> None:
+    message = refusal(lambda: read_y4m(io.BytesIO(f"YUV4MPEG2 W2 H2 {word}\n".encode()), None), ValueError)
+    assert repr(word[:60] + "...") in message and len(message) < 300 and "\x1b" not in message
+
+
 @pytest.mark.parametrize("size", [4090, 4096, 1 << 22])
 def test_a_frame_header_without_an_end_is_refused(size: int) -> None:
     source = io.BytesIO(b"YUV4MPEG2 W2 H2 C444\nFRAME " + b"x" * size)

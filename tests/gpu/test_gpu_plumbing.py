@@ -75,7 +75,7 @@ def test_packed_bytes_are_where_the_contract_says() -> None:
     assert packed[2].tolist() == codes[2].reshape(-1).tolist()
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     size=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 40)),
     bits=st.lists(st.integers(2, 8), min_size=1, max_size=3),

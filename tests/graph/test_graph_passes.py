@@ -298,7 +298,7 @@ def graphs(draw: Callable) -> Graph:
     return Graph(tuple(nodes), outputs=tuple(outputs))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(graphs(), st.integers(0, 2**16))
 def test_passes_keep_the_outputs_of_random_graphs(graph: Graph, seed: int) -> None:
     """Integers and powers of two: nothing is rounded, as long as values stay below 2**53; larger ones prove nothing."""

@@ -171,6 +171,13 @@ NEEDS = {
     "amd": Need(
         "a card of AMD", partial(_has_card, "hip"), "the Triton kernels on it", "a machine that has one", never="it has no card"
     ),
+    "valgrind": Need(
+        "valgrind",
+        _program("valgrind"),
+        "the library as it is shipped, byte by byte",
+        f"{APT} valgrind",
+        never="only `make sanitize` uses it, for minutes",
+    ),
     "windows": Need(
         "Windows",
         lambda: platform.system() == "Windows",

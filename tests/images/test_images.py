@@ -271,7 +271,7 @@ def test_missing_file_and_folder_are_os_errors(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.* is damaged")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), source=st.sampled_from([PNG_BYTES, JPEG_BYTES, *OTHERS]))
 def test_no_damage_escapes_as_another_error(tmp_path_factory, data, source):
     """Cut or overwritten anywhere, a file is read or refused with a ValueError: no other exception from a decoder."""

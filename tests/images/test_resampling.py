@@ -105,7 +105,7 @@ def test_one_colour_under_an_edge_of_alpha_stays_it(dtype):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.tuples(*[st.integers(1, 150)] * 2),
     st.tuples(*[st.integers(1, 150)] * 2),

@@ -78,7 +78,7 @@ def _with_bytes(data: bytes, edits: list[tuple[float, int, bytes]]) -> bytes:
     return data
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(EDITS)
 def test_numbers_of_ncnn_s_layers_may_be_any(edits: list[tuple[float, str]]) -> None:
     words = re.split(r"([ \n=,]+)", TEXT)
@@ -89,7 +89,7 @@ def test_numbers_of_ncnn_s_layers_may_be_any(edits: list[tuple[float, str]]) -> 
     _answers(FOLDER / "a.param")
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(BYTES, st.booleans())
 def test_bytes_of_ncnn_s_files_may_be_any(edits: list[tuple[float, int, bytes]], in_text: bool) -> None:
     (FOLDER / "b.param").write_bytes(_with_bytes(TEXT.encode(), edits) if in_text else TEXT.encode())
@@ -97,7 +97,7 @@ def test_bytes_of_ncnn_s_files_may_be_any(edits: list[tuple[float, int, bytes]],
     _answers(FOLDER / "b.param")
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(BYTES)
 def test_bytes_of_onnx_may_be_any(edits: list[tuple[float, int, bytes]]) -> None:
     (FOLDER / "c.onnx").write_bytes(_with_bytes(MODEL, edits))

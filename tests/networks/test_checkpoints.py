@@ -99,7 +99,7 @@ def test_load_state_runs_no_code(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.binary(max_size=40), suffix=st.sampled_from([".pt", ".safetensors"]))
 def test_load_state_survives_any_bytes(tmp_path_factory, data, suffix):
     path = tmp_path_factory.getbasetemp() / f"any{suffix}"

@@ -420,7 +420,7 @@ STATES = [
 CONVENTIONS = [Convention(), Convention(1), Convention(255, "none"), Convention(None, "div2k", "bgr"), Convention(1, FOREIGN)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_damage_is_an_error_that_is_meant(data):
     """Keys gone, and shapes and kinds that belong elsewhere: what is not read is refused, and nothing else happens."""

@@ -39,7 +39,7 @@ def calibrated_state(spec=SPEC, **config):
     return {key: torch.nan_to_num(value, nan=1.0) for key, value in state.items()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SPECS)
 def test_float_round_trip(spec):
     state = float_state(spec)
@@ -49,7 +49,7 @@ def test_float_round_trip(spec):
     EDSR(found.spec).load_state_dict(to_float_state(state, found), strict=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SPECS, st.sampled_from(["full", "body"]), st.booleans())
 def test_calibrated_round_trip(spec, quantize, adaptive):
     state = calibrated_state(spec, quantize=quantize, adaptive=adaptive)
@@ -212,7 +212,7 @@ def test_half_precision_weights_become_float32():
     assert {value.dtype for value in to_float_state(state, detect(state)).values()} == {torch.float32}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_any_defect_is_named(data):
     state = calibrated_state(quantize=data.draw(st.sampled_from(["full", "body"])))

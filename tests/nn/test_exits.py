@@ -72,7 +72,7 @@ def test_flat_colours_stay_as_they_are(scale, kernel):
     assert (got - colours).abs().max() <= (3 * kernel**2) ** 2 * 255 * 127 / parameters.unit * 2.0**-24
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([3, 5]), st.floats(0.01, 30))
 def test_rounded_taps_fit_8_bits_and_cost_no_more_than_the_nearest(seed, kernel, spread):
     exact = random_taps(seed, kernel=kernel)
@@ -173,7 +173,7 @@ def brute(tiles, loss):
     return best
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.1, 3.0]))
 def test_the_threshold_is_the_largest_that_keeps_what_it_must(seed, loss):
     generator = torch.Generator().manual_seed(seed)

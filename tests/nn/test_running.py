@@ -69,7 +69,7 @@ def test_off_until_asked_for(model: ConvertedNetwork) -> None:
     assert torch.equal(model(x), want)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     thresholds=st.tuples(st.floats(-50, 50), st.floats(-50, 50)),
     measures=st.lists(st.floats(0, 100), min_size=1, max_size=12),

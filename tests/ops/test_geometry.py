@@ -45,7 +45,7 @@ def test_the_reference_is_torchs_convolution_of_what_codes_stand_for(problem: Co
     torch.testing.assert_close(y.double(), want, rtol=0, atol=bound.item())
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(problem=drawn_geometries())
 def test_any_geometry_has_torchs_size_and_sums(problem: ConvProblem) -> None:
     instance = instantiate(problem)

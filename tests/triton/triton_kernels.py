@@ -164,7 +164,7 @@ def test_int16_features_round_half_to_even_and_saturate(fraction: int, activatio
     check_int16(on_device(half_units(18, activation, fraction)), fraction, False)
 
 
-@settings(max_examples=8 if interpreting() else 60, deadline=None, derandomize=True)
+@settings(max_examples=8 if interpreting() else 60)
 @given(problem=drawn_problems())
 def test_drawn_problems_equals_the_reference(problem: ConvProblem) -> None:
     check(placed(problem), packed=True, outs=("both",))

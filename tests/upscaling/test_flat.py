@@ -217,7 +217,7 @@ def test_seconds_go_to_what_is_computed(models):
     assert all((patch.seconds > 0) == (patch.flat < patch.height * patch.width) for patch in record)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_busy_is_the_least_rectangle_or_one_larger(data):
     height, width, radius = data.draw(st.integers(3, 90)), data.draw(st.integers(3, 30)), data.draw(st.integers(1, 4))

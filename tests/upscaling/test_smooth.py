@@ -180,7 +180,7 @@ def drawn_pictures(draw):
     return (pixels * 257 + 100).clip(0, 65535).astype(np.uint16) if draw(st.booleans()) else pixels.astype(np.uint8)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(rows=drawn_pictures(), tile=st.integers(16, 40), joined=st.sampled_from([0, 1500, 1 << 20]), bits=st.integers(3, 5))
 def test_windows_of_any_picture_change_nothing(rows, tile, joined, bits):
     model = few_bits()
