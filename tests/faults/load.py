@@ -218,7 +218,7 @@ def main() -> int:
     place = {"date": time.strftime("%Y-%m-%d"), "machine": machine.describe_machine(), "seed": args.seed}
     report = place | run(args.minutes, args.seed)
     if args.json:
-        write_file(args.json, f"{json.dumps(report, indent=1)}\n".encode())
+        write_file(args.json, f"{json.dumps(report)}\n".encode())
     for name in ("resident", "allocated"):
         print(f"{name} bytes after the first minute: {report[name]}", flush=True)
     print(report["done"], flush=True)
