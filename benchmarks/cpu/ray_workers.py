@@ -114,7 +114,7 @@ def connect(cpus: int) -> str:
     import ray
 
     options: dict[str, Any] = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
-    return ray.init(num_cpus=cpus, object_store_memory=MEMORY, **options).address_info["gcs_address"]
+    return ray.init("local", num_cpus=cpus, object_store_memory=MEMORY, **options).address_info["gcs_address"]
 
 
 def speed(args: argparse.Namespace, place: Path) -> dict[str, Any]:
