@@ -52,6 +52,16 @@ def write_node(to: Writing, node: Node, inputs: list[str], values: Values) -> st
     inputs: the names of its tensors in the file. values: gives what the network learnt by key, or None. Raises ValueError with the
     node's name and the reason where ONNX has nothing that computes it.
     """
+    if isinstance(node, Float):
+        return write_call(to, node, inputs, values)
+    y = _written(to, node, inputs, values)
+    ranks = [to.ranks[x] for x in inputs if x in to.ranks]
+    if ranks:  # all of these nodes keep the axes of what they read
+        to.ranks[y] = max(ranks)
+    return y
+
+
+def _written(to: Writing, node: Node, inputs: list[str], values: Values) -> str:
     x, name = inputs[0], node.name
     match node:
         case Conv():
@@ -106,8 +116,6 @@ def write_node(to: Writing, node: Node, inputs: list[str], values: Values) -> st
             return to.op("Sqrt", to.op("ReduceMean", to.op("Mul", apart, apart), axes), name=name)
         case Pool():
             return _pool(to, node, x)
-        case Float():
-            return write_call(to, node, inputs, values)
     raise ValueError(f"'{name}' is a {type(node).__name__}, which is not written as ONNX")
 
 
