@@ -230,10 +230,10 @@ def _enlarged(to: Writing, node: Resize, x: str) -> str:
     inner, outer = 1.5 * apart**3 - 2.5 * apart**2 + 1, -0.5 * apart**3 + 2.5 * apart**2 - 4 * apart + 2
     taps = np.where(apart <= 1, inner, np.where(apart < 2, outer, 0.0))
     kernels = np.einsum("ir,js->ijrs", taps, taps).reshape(factor**2, 1, 5, 5)
-    weight, around = to.floats(kernels, f"{node.name}/cubic"), {"pads": [2, 2, 2, 2]}
+    weight, around = to.floats(kernels, f"{node.name}/cubic"), [2, 2, 2, 2]
     single = to.op("Reshape", x, to.sizes(-1, 1, *sides[2:]))
     ones = to.op("Expand", to.floats([[[[1.0]]]]), to.sizes(1, 1, *sides[2:]))
-    summed = to.op("Div", to.op("Conv", single, weight, **around), to.op("Conv", ones, weight, **around))
+    summed = to.op("Div", to.op("Conv", single, weight, pads=around), to.op("Conv", ones, weight, pads=around))
     y = to.op("DepthToSpace", summed, blocksize=factor, mode="CRD")
     larger = [to.op("Mul", side, to.integers([factor])) for side in sides[2:]]
     return to.op("Reshape", y, to.sizes(*sides[:2], *larger), name=node.name)
