@@ -52,6 +52,16 @@ def write_node(to: Writing, node: Node, inputs: list[str], values: Values) -> st
     inputs: the names of its tensors in the file. values: gives what the network learnt by key, or None. Raises ValueError with the
     node's name and the reason where ONNX has nothing that computes it.
     """
+    if isinstance(node, Float):
+        return write_call(to, node, inputs, values)
+    y = _written(to, node, inputs, values)
+    ranks = [to.ranks[x] for x in inputs if x in to.ranks]
+    if ranks:  # all of these nodes keep the axes of what they read
+        to.ranks[y] = max(ranks)
+    return y
+
+
+def _written(to: Writing, node: Node, inputs: list[str], values: Values) -> str:
     x, name = inputs[0], node.name
     match node:
         case Conv():
@@ -106,8 +116,6 @@ def write_node(to: Writing, node: Node, inputs: list[str], values: Values) -> st
             return to.op("Sqrt", to.op("ReduceMean", to.op("Mul", apart, apart), axes), name=name)
         case Pool():
             return _pool(to, node, x)
-        case Float():
-            return write_call(to, node, inputs, values)
     raise ValueError(f"'{name}' is a {type(node).__name__}, which is not written as ONNX")
 
 
@@ -222,10 +230,10 @@ def _enlarged(to: Writing, node: Resize, x: str) -> str:
     inner, outer = 1.5 * apart**3 - 2.5 * apart**2 + 1, -0.5 * apart**3 + 2.5 * apart**2 - 4 * apart + 2
     taps = np.where(apart <= 1, inner, np.where(apart < 2, outer, 0.0))
     kernels = np.einsum("ir,js->ijrs", taps, taps).reshape(factor**2, 1, 5, 5)
-    weight, pads = to.floats(kernels, f"{node.name}/cubic"), [2, 2, 2, 2]
+    weight, around = to.floats(kernels, f"{node.name}/cubic"), [2, 2, 2, 2]
     single = to.op("Reshape", x, to.sizes(-1, 1, *sides[2:]))
     ones = to.op("Expand", to.floats([[[[1.0]]]]), to.sizes(1, 1, *sides[2:]))
-    summed = to.op("Div", to.op("Conv", single, weight, pads=pads), to.op("Conv", ones, weight, pads=pads))
+    summed = to.op("Div", to.op("Conv", single, weight, pads=around), to.op("Conv", ones, weight, pads=around))
     y = to.op("DepthToSpace", summed, blocksize=factor, mode="CRD")
     larger = [to.op("Mul", side, to.integers([factor])) for side in sides[2:]]
     return to.op("Reshape", y, to.sizes(*sides[:2], *larger), name=node.name)

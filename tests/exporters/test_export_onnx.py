@@ -16,9 +16,13 @@ from published_families import FAMILIES
 from small import images, one_thread  # noqa: F401
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from traced_modules import Attention, Detector, Oddments, ResNeXt, UNet, WindowAttention
+from traced_modules import Detector, Oddments, ResNeXt, UNet, WindowAttention
 
 from adabm_kernels import ConvertConfig, builtin_models, convert_model, export_onnx, load, save
+from adabm_kernels.exporters import float_calls
+from adabm_kernels.exporters.float_operators import write_node
+from adabm_kernels.exporters.writing import Writing
+from adabm_kernels.graph.trace import trace
 from adabm_kernels.importers.reading import read_known
 from adabm_kernels.networks.detect import detect
 from adabm_kernels.networks.rrdb import RRDBSpec
@@ -123,27 +127,41 @@ def test_float_networks_are_written_and_read_again(name: str, tmp_path: Path) ->
 # ---- traced networks
 
 
-@pytest.mark.parametrize("module", [ResNeXt, UNet, Detector, WindowAttention, Oddments])
-def test_traced_networks(module: type[nn.Module], tmp_path: Path) -> None:
-    """Layers of converted ones are held to their bounds; float ones are compared as a whole."""
+@functools.cache
+def traced(module: type[nn.Module]) -> ConvertedNetwork:
     torch.manual_seed(0)
-    model = convert_model(module().eval(), [torch.rand(1, 3, 16, 16)], CONFIGS["odd"], traced=True)
-    x = torch.rand(2, 3, 20, 24)
-    assert check_file(model, x, 6, optimised=True) <= 2
-    export_onnx(model, tmp_path / "m.onnx", floats=True)
-    got = run_onnx(tmp_path / "m.onnx", x)
+    return convert_model(module().eval(), [torch.rand(1, 3, 16, 16)], CONFIGS["odd"], traced=True)
+
+
+@pytest.mark.parametrize("module", [Detector, UNet])
+def test_layers_of_traced_networks_are_within_their_bounds(module: type[nn.Module]) -> None:
+    assert check_file(traced(module), torch.rand(2, 3, 20, 24), 6, optimised=True) <= 2
+
+
+@pytest.mark.parametrize("module", [ResNeXt, WindowAttention, pytest.param(Oddments, marks=pytest.mark.slow)])
+def test_calls_of_torch_are_written(module: type[nn.Module]) -> None:
+    """The graph of a module alone, without conversion, for other sizes than it was traced with."""
+    torch.manual_seed(0)
+    network, x = module().eval(), torch.rand(2, 3, 20, 24)
+    found = trace(network, torch.rand(1, 3, 16, 16), any_size=False)
+    to, names = Writing(3), {found.graph.inputs[0]: "x"}
+    for node in found.graph.nodes:
+        names[node.name] = write_node(to, node, [names[name] for name in node.inputs], found.state.get)
+    outputs = {f"y{i}": names[name] for i, name in enumerate(found.graph.outputs)}
+    got = run_onnx(to.model(outputs, {}, "").SerializeToString(), x)
     with torch.no_grad():
-        want = tree_leaves(model.float_model()(x))
+        want = tree_leaves(network(x))
     assert len(got) == len(want)
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(torch.from_numpy(one), other, rtol=0, atol=1e-5 * float(other.abs().max()))
 
 
-def test_what_cannot_be_written_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model, path = convert_model(Attention().eval(), [torch.rand(1, 3, 16, 16)], CONFIGS["odd"], traced=True), tmp_path / "m.onnx"
+def test_what_cannot_be_written_is_named_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path = traced(Detector), tmp_path / "m.onnx"
+    assert export_onnx(model, path).outputs == ("y0", "y1")
     path.write_bytes(b"before")
-    with pytest.raises(ValueError, match=r"^export_onnx: 'attention.unflatten': no operators of ONNX are written for the call"):
+    monkeypatch.delitem(float_calls._RULES, "flatten")
+    with pytest.raises(ValueError, match=r"^export_onnx: 'flatten': no operators of ONNX are written for the call flatten \(torch"):
         export_onnx(model, path)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
