@@ -165,7 +165,11 @@ def _nameless(folder: Path) -> BinaryIO | None:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
     except OSError:  # which the caller meets again where it is not about files without a name
         return None
-    file = open(descriptor, "w+b")
+    try:
+        file = open(descriptor, "w+b")
+    except BaseException:
+        os.close(descriptor)
+        raise
     if os.path.exists(_OPEN_FILE.format(descriptor)):
         return file
     file.close()

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from command_line import ENVIRONMENT, HELPERS, names, rows, run_process
+from command_line import ENVIRONMENT, HELPERS, names, rows, run_process, writes_into
 from fake_model import FakeModel
 
 from adabm_kernels import machine
@@ -495,7 +495,7 @@ sys.exit(cli.main())
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
     )  # fmt: skip
     assert process.stdout.readline() == "computing\n"
-    assert [name for name in os.listdir() if name.endswith(".tmp")]
+    assert writes_into(process, empty_folder)
     process.send_signal(stop)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "adabm: interrupted\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import ENVIRONMENT, HELPERS, names, rows
+from command_line import ENVIRONMENT, HELPERS, names, rows, writes_into
 from needs import needs
 
 from adabm_kernels.commands.streams import MATRICES, Stream, read_y4m
@@ -289,7 +289,7 @@ def test_interrupted_while_the_producer_is_quiet(empty_folder, kind, frames, sto
     with subprocess.Popen([*PROGRAM, *options, "-", "-o", "out"], **pipes, env=ENVIRONMENT) as process:
         process.stdin.write(sent)
         process.stdin.flush()
-        while process.poll() is None and not any(name.endswith(".tmp") for name in os.listdir()):
+        while process.poll() is None and not writes_into(process, empty_folder):
             time.sleep(0.05)
         time.sleep(0.5)  # the frames that are there are computed
         process.send_signal(stop)

@@ -74,8 +74,9 @@ def test_the_graph_computes_what_the_module_does(name: str) -> None:
     module = made(kind)
     traced = trace(module)
     assert traced.recorder == "torch.export"
-    # torch 2.6 finds more conditions on the size of ResNeXt's input than there are.
-    assert traced.multiple == multiple or (name == "resnext" and torch.__version__ < "2.7" and traced.multiple == 4)
+    # torch up to 2.12 finds more conditions on the size of ResNeXt's input than there are.
+    early = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+    assert traced.multiple == multiple or (name == "resnext" and early and traced.multiple == 4)
     assert_same(traced, module, terms=ATTENTION_TERMS if name == "attention" else 0)
 
 

@@ -29,3 +29,14 @@ def rows(table):
 
 def names(folder):
     return sorted(path.name for path in Path(folder).iterdir())
+
+
+def writes_into(process, folder):
+    """Whether a process has a file open in a folder that has no name yet, or a temporary one."""
+    if any(name.endswith(".tmp") for name in os.listdir(folder)):
+        return True
+    held, place = Path(f"/proc/{process.pid}/fd"), f"{Path(folder).resolve()}/#"
+    try:
+        return any(os.readlink(one).startswith(place) for one in held.iterdir())
+    except FileNotFoundError:  # the process closed a file, or ended, meanwhile
+        return False
